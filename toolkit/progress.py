@@ -16,7 +16,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(highlight=False, soft_wrap=True)
+# Names and paths are printed as they are: neither `[b]` nor `:100:` in one means anything. And rich
+# breaks lines at 80 columns where there is no terminal; paths in a log stay whole.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 LINE_SECONDS = 30.0
 """Without a terminal (a log, CI) a line is printed this often in place of the bar."""
 
@@ -25,7 +27,7 @@ Advance = Callable[[float, str], None]
 
 
 def say(text: str) -> None:
-    console.print(text, markup=False)
+    console.print(text)
 
 
 def say_columns(rows: Sequence[Sequence[str]]) -> None:
@@ -56,13 +58,13 @@ def progress(title: str, total: float, *, done: float = 0.0) -> Iterator[Advance
     """
     if console.is_terminal:
         columns = (
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total, completed=int(done), note="")
@@ -77,6 +79,7 @@ def progress(title: str, total: float, *, done: float = 0.0) -> Iterator[Advance
         now = time.monotonic()
         if done_so_far < total and now - last_line_time >= LINE_SECONDS:
             last_line_time = now
+            # By what this process did: an earlier one's share took none of its time.
             left = (now - start_time) / max(done_so_far - done, 1e-9) * (total - done_so_far)
             say(f"  {title}: {done_so_far:g}/{total:g}, {left:.0f} s left {note}")
 

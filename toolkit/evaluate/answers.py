@@ -67,11 +67,14 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[list[in
     if getattr(tokenizer, "chat_template", None):
         encoded_prompts = []
         for prompt in prompts:
+            # A template is a stranger's program: its errors become sentences, and its time and
+            # memory are bounded.
             with reading(_name(tokenizer), EvaluationError, *_TEMPLATE), bounded_template():
                 chat_tokens = tokenizer.apply_chat_template(
                     [{"role": "user", "content": prompt}],
                     add_generation_prompt=True,
                     tokenize=True,
+                    # Asked for, as releases of transformers differ in what they return by default.
                     return_dict=True,
                 )
             encoded_prompts.append(chat_tokens["input_ids"])
@@ -187,6 +190,7 @@ def _top_of_distributions(
     """Likeliest tokens, their log probabilities, and that of all others: `[T, K]` twice, `[T]`."""
     token_chunks, log_chunks, rest_chunks = [], [], []
     for _, logits in logit_chunks(model, states):
+        # One token at least is left over, so that the rest has a probability.
         likeliest = logits.topk(min(top_tokens, logits.shape[1] - 1), dim=1)
         total = logits.logsumexp(dim=1)
         token_chunks.append(likeliest.indices)
@@ -204,11 +208,15 @@ def rest_log(logits: Tensor, left_out: Tensor, total: Tensor) -> Tensor:
         left_out: indices of those left out, `[N, K]`.
         total: logsumexp of all, `[N]`.
     """
+    # Summed anew without them: 1 minus the sum of the likeliest would cancel to noise where the
+    # rest is small.
     return logits.scatter_(1, left_out, -torch.inf).logsumexp(dim=1) - total
 
 
 def _write(path: Path, answers: Answers) -> None:
     with write_atomically(path, "wb") as file:
+        # All answers one behind the other, and their lengths: arrays of unequal rows would be
+        # stored as pickles, which are never read here.
         np.savez(
             file,
             lengths=np.array([len(tokens) for tokens in answers.answers]),

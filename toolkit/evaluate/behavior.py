@@ -95,6 +95,7 @@ def behavior_prompts(section: BehaviorSection, split: SplitName) -> list[Retenti
     if section.files:
         return read_prompt_files(section.files, split)[: section.num_prompts]
     everyday, instructions = retention_prompts(split), instruction_prompts(split)
+    # Two everyday prompts to each instruction.
     halves = take_turns([everyday[::2], everyday[1::2], instructions])
     return halves[: section.num_prompts]
 
@@ -129,11 +130,14 @@ def behavior_sets(
         )
     ]
 
+    # An instruction shapes length, ending and script itself, so those are counted on plain prompts
+    # wherever there are any.
     checked = [item for item in items if item.prompt.check is not None]
     plain = [item for item in items if item.prompt.check is None] or items
     counts: tuple[BehaviorCount, ...] = get_args(BehaviorCount)
     of_plain = [name for name in counts if name != "instructions"]
     sets = _sets_of_pass(of_plain, plain, section, evaluate, tokenizer, made_by)
+    # Prompts of a single group have no interval, and a set of them would be refused.
     if len({item.prompt.group for item in checked}) > 1:
         sets += _sets_of_pass(["instructions"], checked, section, evaluate, tokenizer, made_by)
     return sets
@@ -216,6 +220,7 @@ def answer_items(
 
 def _answer_of(tokenizer: Any, tokens: list[int], stops: Collection[int]) -> ModelAnswer:
     has_ended = bool(tokens) and tokens[-1] in stops
+    # The end itself is a special token, and would count as markup in every answer that is whole.
     said = tokens[:-1] if has_ended else tokens
     return ModelAnswer(
         tokens=tokens,
@@ -248,6 +253,7 @@ def _is_repetitive(tokens: Sequence[int]) -> bool:
     >>> _is_repetitive([1, 2, 3] * 8), _is_repetitive(list(range(24))), _is_repetitive([1] * 6)
     (True, False, False)
     """
+    # Runs instead of single tokens, which any long answer repeats.
     runs = [tuple(tokens[n : n + _RUN_TOKENS]) for n in range(len(tokens) - _RUN_TOKENS + 1)]
     return len(runs) >= _LEAST_RUNS and 1.0 - len(set(runs)) / len(runs) >= _REPEATED
 

@@ -83,6 +83,7 @@ class ScoreCache:
         score_row = {
             "model": model,
             "set": _set_key(items),
+            # For people who read the file: two sets of one name are told apart by their key.
             "name": items.name,
             "rows": [int(score_row) for score_row in rows],
             "losses": [float(loss) for loss in losses],
@@ -91,6 +92,8 @@ class ScoreCache:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # a+ appends at the end whatever another process has written since it was opened.
         with self._path.open("ab+") as file:
+            # Locked before the end is looked at, as another process may be appending. Closing the
+            # file lets go.
             fcntl.flock(file, fcntl.LOCK_EX)
             # A line that a killed process left unfinished must not swallow this one.
             if file.seek(0, os.SEEK_END) and not _ends_a_line(file):
@@ -124,9 +127,12 @@ class ScoreCache:
         """
         asked_rows = list(range(len(items))) if rows is None else list(rows)
         losses_by_row = self.known(model_hash, items)
+        # Each item once, even where a sample asks for it several times.
         missing = [row for row in dict.fromkeys(asked_rows) if row not in losses_by_row]
         if missing:
             by_name = {other.name: other for other in (items, *together)}
+            # A pass that gives several sets is kept for all of them, or each would pay for it
+            # again.
             if items.score_together is not None:
                 losses_by_set = items.score_together(model, missing)
             else:

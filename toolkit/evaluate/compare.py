@@ -106,6 +106,7 @@ def run_evaluation(
     check_cache()  # scores are kept there
     if out is not None:
         check_writable(out.absolute().parent)
+    # All folders are looked at before the first is scored, which may take hours.
     for folder in models:
         load_model_config(folder)
     task_sections = [_task_section(task, include_path, limit) for task in tasks]
@@ -141,8 +142,12 @@ def _score_models(
     """
     losses_by_set: dict[str, dict[str, list[float]]] = {}
     sets_by_name: dict[str, EvaluationSet] = {}
+    # One type of arithmetic for all: a difference between two types would look like one of models.
+    section = settle_scoring(EvaluateSection(), *folders.values())
     for label, folder in folders.items():
-        for items, losses in _score(folder, label, tasks, choices):
+        for items, losses in _score(folder, label, tasks, choices, section):
+            # Models are compared item by item, so each must be given the same items in the same
+            # order; the hashes cover prompts with their examples.
             first_items = sets_by_name.setdefault(items.name, items)
             if list(first_items.item_hashes) != list(items.item_hashes):
                 raise EvaluationError(
@@ -174,12 +179,15 @@ def _task_section(text: str, include_path: Path | None, limit: int | None) -> Ta
 
 
 def _score(
-    folder: Path, label: str, tasks: Sequence[TaskSection], choices: Sequence[MultipleChoiceSection]
+    folder: Path,
+    label: str,
+    tasks: Sequence[TaskSection],
+    choices: Sequence[MultipleChoiceSection],
+    section: EvaluateSection,
 ) -> list[tuple[EvaluationSet, list[float]]]:
     from toolkit.evaluate.tasks import question_sets, task_sets  # lm-eval takes seconds to import
 
     tokenizer = load_tokenizer(folder)
-    section = settle_scoring(EvaluateSection(), folder)
     task_items = [
         items
         for task in tasks
@@ -191,6 +199,7 @@ def _score(
         for items in question_sets(questions, tokenizer, section, None, metrics=("acc", "acc_norm"))
     ]
     score_cache, name = ScoreCache(cache_folder() / "scores.jsonl"), content_hash(folder)
+    # After the tasks were read: a wrong name should not cost the loading of a model.
     loaded_model = load_causal_model(folder, dtype_of(section.precision))
     scored_sets = []
     with progress(label, len(task_items)) as advance:
@@ -248,6 +257,8 @@ def _differences(
     values: Floats, pairs: Sequence[tuple[int, int]], items: EvaluationSet
 ) -> list[IntervalFigures]:
     if _is_binary(values, items):
+        # The bootstrap of few right-or-wrong answers has ends of no width; formulas for shares have
+        # not.
         is_right = (values > 0.5).tolist()
         return [_plain(share_difference(is_right[b], is_right[a])) for a, b in pairs]
     return _intervals(np.array([values[b] - values[a] for a, b in pairs]), items)

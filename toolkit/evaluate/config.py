@@ -287,6 +287,8 @@ def identity_of_evaluation(section: EvaluateSection) -> dict[str, object]:
             "tasks": {"__all__": {"specialist"}},
         },
     )
+    # What is not used is left out, so that stages from before there was such a setting keep their
+    # identity.
     for name in ("behavior", "infilling"):
         if values[name] is None:
             del values[name]

@@ -71,10 +71,13 @@ def _set(
         ids=items.ids,
         groups=groups,
         sizes=items.num_bytes,
+        # The last token is only predicted, never read.
         costs=[len(ids) - 1 for ids in items.tokens],
+        # Tokens and not texts: what another tokenizer makes of the same text has scores of its own.
         content_hash=hash_json([items.ids, items.tokens, items.num_bytes]),
         score=score,
         scale=BITS,
+        # Batch size is left out: it changes nothing beyond rounding.
         settings_hash=hash_json(
             {
                 "kind": "likelihood",
@@ -83,6 +86,7 @@ def _set(
                 "precision": section.precision,
             }
         ),
+        # Whatever the white space: a copy that was wrapped otherwise is the same document.
         item_hashes=[hash_json(" ".join(row["text"].split())) for row in rows],
         note=group_note,
         is_of_one_group=bool(group_note),

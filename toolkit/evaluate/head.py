@@ -54,6 +54,7 @@ def can_pad(model: Any) -> bool:
     per model, as some architectures read what follows, or spread it."""
     if model not in _PADDED:
         first_probe, second = probe_documents(model, 64)
+        # Two texts side by side must give what each gives alone.
         padded_rows = torch.zeros(2, len(first_probe) - 1, dtype=torch.long)
         padded_rows[0], padded_rows[1, : len(second) - 1] = first_probe[:-1], second[:-1]
         try:
@@ -99,6 +100,7 @@ def _caught(model: Any, inputs: Tensor, more: dict[str, object]) -> Tensor:
     try:
         model(**without_cache(model, {"input_ids": inputs.to(device), **more}))
     finally:
+        # Even where the pass failed: every later call of the model would go through the hook.
         handle.remove()
     return caught_states[0]
 
@@ -116,6 +118,7 @@ def logit_chunks(
     Yields:
         Index of the first position, and logits `[rows, V]`.
     """
+    # These states are logits already; see `final_hidden`.
     if not _logits_are_shaped_here(model):
         for start in range(0, len(states), rows or _ROWS):
             yield start, states[start : start + (rows or _ROWS)].float()
@@ -173,6 +176,7 @@ def _log_chunks(
     target_tokens = torch.tensor(list(targets), device=states_device)
     target_rows = torch.arange(len(targets)) if positions is None else torch.tensor(list(positions))
     for start, logits in logit_chunks(model, states):
+        # Positions ascend, so targets of a chunk lie side by side.
         first_target, end_target = torch.searchsorted(
             target_rows, torch.tensor([start, start + len(logits)])
         ).tolist()

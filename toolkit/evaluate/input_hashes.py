@@ -14,16 +14,21 @@ from toolkit.data.files import input_hashes
 from toolkit.evaluate.config import EvaluateSection, TaskSection
 from toolkit.file_hashes import known_hash
 from toolkit.load_yaml import refuse_hostile_yaml
-from toolkit.stage import hash_json
+from toolkit.stage import hash_file, hash_json
 
 
 def evaluation_inputs(section: EvaluateSection) -> dict[str, str]:
-    """By name, hashes of the local files that figures depend on.
+    """By name, hashes of all of the user's files that figures depend on: of every stage that
+    scores, the inputs.
 
     Raises:
         DataError: a file of questions is missing.
     """
-    hashes_by_name: dict[str, str] = {}
+    behavior_files = section.behavior.files if section.behavior is not None else ()
+    hashes_by_name = {
+        f"prompts/{name}": hash_file(path) if (path := Path(name)).is_file() else "missing"
+        for name in (*section.retention.files, *behavior_files)
+    }
     for choice_section in section.multiple_choice:
         if choice_section.files is not None:
             source = SourceSection(role="general", files=choice_section.files)
@@ -83,9 +88,11 @@ class _TaskFiles:
                 continue
             seen_paths.add(task_path)
             yield task_path
+            # Code and data lead to no further files.
             if task_path.suffix != ".yaml":
                 continue
             task_values = self._read.get(task_path) or _load(task_path)
+            # A plain task names itself here, which must not lead back to its own file.
             for task_name in _names(task_values.get("task")):
                 waiting_paths += [
                     p for p, v in self._read.items() if p != task_path and _defines(v, task_name)
@@ -120,12 +127,15 @@ def _beside(path: Path, values: Mapping[str, Any]) -> list[Path]:
     included_files = values.get("include") or ()
     included_names = [included_files] if isinstance(included_files, str) else list(included_files)
     named_files = [file for name in included_names if (file := path.parent / name).is_file()]
+    # Which file a `!function` stands in is lm-eval's to resolve, and it may import its neighbors:
+    # all code beside the task counts.
     if _has_code(values):
         named_files += path.parent.glob("*.py")
     data_settings = values.get("dataset_kwargs")
     data_places = [values.get("dataset_path")]
     if isinstance(data_settings, Mapping):
         data_places += [*_strings(data_settings.get("data_files")), data_settings.get("data_dir")]
+    # Most paths are names on a hub: only what exists here is a file.
     for data_place in data_places:
         if isinstance(data_place, str):
             named_files += _local_files(data_place)

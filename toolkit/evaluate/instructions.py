@@ -75,8 +75,10 @@ class InstructionCheck(Section):
         if self.least_words is not None:
             verdicts.append(len(words) >= self.least_words)
         if self.most_sentences is not None:
+            # A full stop within a number or a name ends no sentence.
             verdicts.append(len(re.findall(r"[.!?](?=\s|$)", text)) <= self.most_sentences)
         if self.uppercase:
+            # The second comparison asks for a letter at all: digits alone are alike in either case.
             verdicts.append(text == text.upper() != text.lower())
         if self.lowercase:
             verdicts.append(text == text.lower() != text.upper())

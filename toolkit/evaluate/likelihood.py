@@ -120,6 +120,7 @@ def windows(tokens: Sequence[int], length: int, context: int) -> list[tuple[list
     token_windows: list[tuple[list[int], list[int]]] = []
     num_scored = 1
     while num_scored < len(tokens):
+        # The first window begins with what is context only; any further one looks back.
         first_input = 0 if num_scored == 1 else num_scored - context
         stop = min(first_input + length, len(tokens) - 1)
         # The last window is moved back to full length: its first tokens see more, and none is
@@ -172,6 +173,7 @@ def score_documents(
 def _batches(token_windows: list[_TokenWindow], batch_tokens: int) -> list[list[_TokenWindow]]:
     batches: list[list[_TokenWindow]] = []
     for window in token_windows:
+        # Windows come in falling length, so the first of a batch is as wide as the batch.
         if batches and len(batches[-1][0].inputs) * (len(batches[-1]) + 1) <= batch_tokens:
             batches[-1].append(window)
         else:

@@ -73,6 +73,8 @@ class RequestEncoder:
             # scored.
             tokens = list(self.tokenizer.encode(continuation, add_special_tokens=False))
             return [self.start_token], tokens[1:] if tokens[:1] == [self.start_token] else tokens
+        # Whole minus context, in tokens: encoding the continuation by itself would cut words
+        # otherwise than the model saw them in training.
         context_tokens = self.encode_text(context.rstrip())
         return context_tokens, self._encode(context + continuation)[len(context_tokens) :]
 
@@ -126,6 +128,7 @@ class SharedPromptLM(LM):  # type: ignore[misc]  # lm-eval has no types
         """
         token_pairs = [self._encoder.encode_pair(*request.args[:2]) for request in requests]
         longest_tokens = longest_input(self._model)
+        # Before anything is computed: hours of scoring should not end at one item that never fits.
         for request, (_, continuation) in zip(requests, token_pairs, strict=True):
             if longest_tokens is not None and len(continuation) > longest_tokens:
                 raise EvaluationError(
@@ -155,6 +158,8 @@ class SharedPromptLM(LM):  # type: ignore[misc]  # lm-eval has no types
             ids=[_name(request) for request in requests],
             roles=["watch"] * len(whole_texts),
             num_bytes=[len(text.encode()) for text in whole_texts],
+            # As in lm-eval: the start token stands in front even where the tokenizer puts one there
+            # itself.
             tokens=[[start_token, *self._encoder.encode_text(text)] for text in whole_texts],
         )
         section = EvaluateSection(batch_tokens=self._batch_tokens, context_tokens=1)

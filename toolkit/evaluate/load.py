@@ -47,6 +47,8 @@ def load_sets(
     Raises:
         EvaluationError: a set cannot be read, two have one name, or none has the role `domain`.
     """
+    # First of all: the type is part of every key in the cache, where `auto` would be one key for
+    # different scores.
     section = settle_scoring(section, general)
     tokenizer = tokenizer or load_tokenizer(general)
     separator_token = read_manifest(data)["results"]["separator_token_id"]
@@ -98,6 +100,7 @@ def _retention(
 ) -> list[EvaluationSet]:
     retention = section.retention
     prompts = split_prompts(split, retention.num_prompts, retention.files)
+    # In another type the general model may answer otherwise.
     answers_hash = hash_json([content_hash(general), section.precision])
     answers = _general_answers(
         section,
@@ -171,18 +174,22 @@ def _load(folder: Path, section: EvaluateSection) -> Any:
     return load_causal_model(folder, dtype_of(section.precision))
 
 
-def settle_scoring(section: EvaluateSection, folder: Path) -> EvaluateSection:
+def settle_scoring(section: EvaluateSection, *folders: Path) -> EvaluateSection:
     """The section with the type of arithmetic in place of a wish such as `auto`.
 
     Args:
         section: as in the recipe, or settled already.
-        folder: of the model whose stored type counts.
+        folders: of the models whose stored types count. Models that are compared are scored in one
+            type: where their own differ it is float32, which rounds none of them.
     """
+    # Settled already, by a stage that began on another machine perhaps: the wish is not asked
+    # again.
     if section.precision in DTYPE_NAMES:
         return section
     from toolkit.checkpoint.load import scoring_dtype
 
-    settled_precision = precision_of(scoring_dtype(folder, section.precision))
+    dtypes = {scoring_dtype(folder, section.precision) for folder in folders}
+    settled_precision = precision_of(dtypes.pop()) if len(dtypes) == 1 else "fp32"
     return replace_values(section, precision=settled_precision)
 
 
@@ -210,6 +217,7 @@ def refuse_overlap(validation: Sequence[EvaluationSet], test: Sequence[Evaluatio
     """
     validation_places: dict[str, str] = {}
     for items in validation:
+        # Not strict: sets without hashes of items have none at all.
         for item_id, item_hash in zip(items.ids, items.item_hashes, strict=False):
             validation_places.setdefault(item_hash, f"{items.name}: {item_id}")
     shared_items = [

@@ -92,6 +92,7 @@ def middles_sets(
         EvaluationError: no document has enough lines.
     """
     ids = find_fim_tokens(FimSection(tokens=infilling.tokens), tokenizer.get_vocab())
+    # Conversations have no lines of a document to be filled in.
     rows = [row for row in read_rows(path) if row["role"] == "domain" and not row.get("messages")]
     if infilling.source is not None:
         rows = [row for row in rows if row["id"].partition("/")[0] == infilling.source]
@@ -112,6 +113,8 @@ def middles_sets(
         )
         # The suffix gets half of the room, or more where the prefix is short; the rest is the
         # prefix's end.
+        # Two tokens at least, so that even behind a middle longer than the window both sides have
+        # one.
         room_tokens = max(2, section.window_tokens - len(inner) - len(ids) - len(start))
         after = suffix_tokens[: max(room_tokens // 2, room_tokens - len(prefix_tokens))]
         before = prefix_tokens[-max(1, room_tokens - len(after)) :]

@@ -39,6 +39,8 @@ def read_prompt_files(files: Sequence[str], split: SplitName) -> list[RetentionP
 
 def _read_file(path: Path) -> list[RetentionPrompt]:
     try:
+        # Some editors put a byte order mark in front. Not splitlines: strings of JSON may hold
+        # U+2028 and its like as they are.
         file_lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(

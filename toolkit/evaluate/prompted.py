@@ -78,6 +78,8 @@ def score_continuations(
     batch_tokens = _pass_tokens(model, batch_tokens)
     scores: list[list[ContinuationScore]] = [[] for _ in items]
     longest_tokens = longest_input(model)
+    # What fits and may share goes in batches behind one prefix, everything else sequence by
+    # sequence.
     shared_items = [n for n, item in enumerate(items) if _fits(item, longest_tokens)]
     if not can_share(model):
         shared_items = []
@@ -105,6 +107,7 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     low, last_sorted = min(map(list, prompts)), max(map(list, prompts))  # all lie between these two
     shorter_length = min(len(low), len(last_sorted))
     num_same = next((n for n in range(shorter_length) if low[n] != last_sorted[n]), shorter_length)
+    # A prompt keeps a token of its own, whose state predicts the first token of what follows.
     num_same = min(num_same, min(map(len, prompts)) - 1)
     return num_same if num_same >= _SHORTEST_PREFIX else 0
 
@@ -159,12 +162,14 @@ def _keeps_plain_cache(model: Any) -> bool:
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
+    # Without them, tokens behind a padded row would be numbered as if the padding were text.
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return False
     try:
         new_cache = DynamicCache(config=model.config)
     except (TypeError, ValueError, KeyError):
         return False
+    # The very type, as a layer with a sliding window is a subclass of it.
     return all(type(layer) is DynamicLayer for layer in new_cache.layers)
 
 
@@ -236,6 +241,8 @@ def _score_batch(
         for continuation_number, continuation in enumerate(item.continuations)
         if len(continuation) > 1
     ]
+    # A pass appends to the cache that it is given, and the prefix's has a single row: this batch
+    # gets one of its own, of as many rows.
     if start is not None:
         cache = rows_of(model, start, torch.zeros(len(batch), dtype=torch.long, device=device))
     else:
@@ -248,12 +255,17 @@ def _score_batch(
         past_key_values=cache,
         use_cache=cache is not None,
     )
+    # Padded at the right, rows end at places of their own.
     end_states = hidden_states[torch.arange(len(batch)), torch.tensor(lengths) - 1]
     scores = _score_first_tokens(model, end_states, batch)
+    # Longest first: the first of each batch is as wide as the batch.
     long_ones.sort(key=lambda pair: -len(batch[pair[0]].continuations[pair[1]]))
     cache_width = prefix + max(lengths)
+    # Then whatever is longer than one token, behind the caches of the prompts.
     while long_ones:
         most = len(batch[long_ones[0][0]].continuations[long_ones[0][1]]) - 1
+        # Bounded by tokens computed and by tokens held: every row carries the whole cache of its
+        # prompt.
         batch_room = min(batch_tokens // most, _CACHE_FACTOR * batch_tokens // (cache_width + most))
         now, long_ones = long_ones[: max(1, batch_room)], long_ones[max(1, batch_room) :]
         tails = [batch[row].continuations[continuation_number] for row, continuation_number in now]
@@ -304,6 +316,7 @@ def _score_tails(
         model,
         tail_inputs,
         attention_mask=mask,
+        # Positions go on where the row's own prompt ends, not where the widest does.
         position_ids=prompt_ends[:, None] + torch.arange(num_steps, device=device)[None],
         past_key_values=tail_cache,
         use_cache=True,
@@ -344,6 +357,7 @@ def _score_apart(
     whole_texts = [[*item.prompt, *tokens] for tokens in item.continuations]
     batch_tokens = batch_tokens if can_pad(model) else 1
     if longest is not None:
+        # One more than the model reads: the last token is only predicted.
         whole_texts = [tokens[-(longest + 1) :] for tokens in whole_texts]
     batch_room = max(1, batch_tokens // max(map(len, whole_texts)))
     scores: list[ContinuationScore] = []
@@ -351,6 +365,8 @@ def _score_apart(
         text_batch = whole_texts[first_text : first_text + batch_room]
         hidden_states = final_hidden(model, padded([tokens[:-1] for tokens in text_batch]))
         for row, tokens in enumerate(text_batch):
+            # Of a continuation that is longer than the model's window, the beginning was cut away
+            # too.
             num_scored = min(len(item.continuations[first_text + row]), len(tokens) - 1)
             states = hidden_states[row, len(tokens) - 1 - num_scored : len(tokens) - 1]
             scores.append(_sum_tokens(*picked_and_greedy(model, states, tokens[-num_scored:])))
@@ -378,9 +394,11 @@ def answer_states(
     batch_tokens = _pass_tokens(model, batch_tokens)
     is_shared = can_share(model)
     prefix_length = common_prefix(prompts) if is_shared else 0
+    # An architecture that reads padding gets each row by itself.
     batch_tokens = batch_tokens if is_shared or can_pad(model) else 1
     prefix_cache = prefill(model, token_rows[0][:prefix_length]) if prefix_length else None
     device = next(model.parameters()).device
+    # Longest first, for even batches, and so that what does not fit into memory fails at once.
     falling_order = sorted(range(len(token_rows)), key=lambda n: (-len(token_rows[n]), n))
     while falling_order:
         row_length = len(token_rows[falling_order[0]]) - prefix_length

@@ -105,6 +105,7 @@ def instruction_prompts(split: SplitName) -> list[RetentionPrompt]:
     >>> len(instruction_prompts("test"))
     48
     """
+    # Things are divided and not prompts: answers about one thing are alike.
     things = INSTRUCTION_THINGS[int(split == "test") :: 2]
     kinds = [
         [

@@ -32,6 +32,7 @@ class QuestionTask(MultipleChoiceTask):  # type: ignore[misc]  # lm-eval has no 
     """Part of the key that scores are kept under: another way of scoring is another version."""
 
     def __init__(self, name: str, questions: Sequence[Question]) -> None:
+        # Before the base class, whose constructor calls `download`.
         self._questions = list(questions)
         super().__init__()
         for config_key, config_value in (
@@ -117,4 +118,5 @@ def score_question(question: Question, log_likelihoods: Sequence[float]) -> dict
 def _log_of_sum(logs: np.ndarray[Any, np.dtype[np.float64]]) -> float:
     """Of what they are the logarithms of."""
     highest_log = float(logs.max())
+    # The largest is taken out first: exp of the log likelihood of a long option underflows to 0.
     return highest_log + math.log(float(np.exp(logs - highest_log).sum()))

@@ -59,6 +59,7 @@ def load_questions(section: MultipleChoiceSection) -> list[Question]:
             f"evaluate.multiple_choice, {section.name}: holds no questions, or all are struck; "
             "name other files, or drop it."
         )
+    # Losses are kept by id: a second question of one id would take the first one's place.
     id_counts = Counter(question.id for question in questions)
     if repeated_id := next((name for name, count in id_counts.items() if count > 1), None):
         raise EvaluationError(
@@ -231,6 +232,7 @@ def _which(answer: Any, options: Sequence[str], labels: Sequence[str], where: st
     # Labels before indices: files with labels 1 to 4 mean those, not places from 0.
     if text in labels:
         return labels.index(text)
+    # A number in the file is a place, even where an option reads the same.
     if not isinstance(answer, int) and text in options:
         return list(options).index(text)
     if text.isdecimal() and int(text) < len(options):

@@ -117,6 +117,7 @@ def retention_sets(
     # The pass of one gives the other, so its tokens are counted once: where they are needed first.
     bearing_set = DIVERGENCE if section.loss_role == "watch" != section.kl_role else LOSS
     both_sets = []
+    # Tokens and not texts: another chat template asks in another way.
     pass_hash = hash_json([answers.prompts, answers.answers, made_by])
     for name, set_role, tolerance in (
         (LOSS, section.loss_role, section.loss_tolerance),

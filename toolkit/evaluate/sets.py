@@ -117,6 +117,8 @@ class EvaluationSet:
             added_tails = BOUNDED_LEVEL if are_levels else BOUNDED_CHANGE
             alone = len(set(item_groups)) == len(item_groups) and set(sizes.tolist()) == {1.0}
             is_counted = set(np.unique(value_columns).tolist()) <= {-1.0, 0.0, 1.0}
+            # Tango's test counts answers one by one: only where each stands alone and changes as a
+            # whole.
             if alone and is_counted and not are_levels:
                 answer_counts = tuple(count_answers(row) for row in value_columns)
         tops = self.scale * group_sums(value_columns, item_groups)

@@ -72,6 +72,8 @@ def _stable(value: Any) -> Any:
         return hash_bytes(bytes(value))
     if callable(value):
         return _code(value)
+    # An address in memory differs from process to process, and would make every score unknown
+    # again.
     value_text = repr(value)
     return type(value).__qualname__ if " at 0x" in value_text else value_text
 

@@ -88,6 +88,8 @@ class ScoredTask:
         self.name = name
         self.task = task
         with _quiet(), _seeded_generators():
+            # As lm-eval's own evaluator: a task that says 0 keeps it, and one that says nothing
+            # gets 0.
             if num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=num_fewshot)
             elif task.get_config("num_fewshot") is None:
@@ -96,6 +98,7 @@ class ScoredTask:
             task.build_all_requests(rank=0, world_size=1)
         self.requests: list[list[Instance]] = []
         for request in task.instances:
+            # Instances come document by document, each one's side by side.
             if request.doc_id == len(self.requests):
                 self.requests.append([])
             self.requests[request.doc_id].append(request)
@@ -124,6 +127,7 @@ class ScoredTask:
             requests_by_kind.setdefault(request.request_type, []).append(request)
         with _quiet(), _seeded_generators():
             for kind, requests in requests_by_kind.items():
+                # A task that samples asks the same several times, and wants as many responses.
                 repeated = [request for request in requests for _ in range(request.repeats)]
                 for response, request in zip(getattr(lm, kind)(repeated), repeated, strict=True):
                     request.resps.append(response)
@@ -151,7 +155,9 @@ class ScoredTask:
             self.task._instances = every_instance
         item_results = []
         for row in rows:
+            # A task reads its answers in the order of the options.
             row_requests = sorted(self.requests[row], key=lambda request: request.idx)
+            # Of several filters the one that the task names first.
             filter_name = next(iter(row_requests[0].filtered_resps))
             answers = [request.filtered_resps[filter_name] for request in row_requests]
             item_results.append(dict(self.task.process_results(self.docs[row], answers)))
@@ -160,6 +166,7 @@ class ScoredTask:
 
 def _item_hash(requests: Sequence[Instance]) -> str:
     item_content = [requests[0].doc, [_plain(request.args) for request in requests]]
+    # Documents may hold dates or arrays, for which JSON has no form.
     return hash_json(json.loads(json.dumps(item_content, default=str)))
 
 
@@ -343,6 +350,7 @@ def _make_sets(
         item_results = task.run(lm, [chosen_rows[place] for place in places])
         return {name: task.losses(metric, item_results) for metric, name in set_names.items()}
 
+    # The item and what the tokenizer makes of it: scores of one tokenizer are not another's.
     content_hash = hash_json(
         [[task.hashes[row], item.hash] for row, item in zip(chosen_rows, tokens, strict=True)]
     )
@@ -400,6 +408,7 @@ def _chosen_rows(
             "validation_fraction otherwise, or give more items."
         )
     if section.limit is not None and split is None:
+        # All items and a limit: the first of them, as lm-eval's own command takes.
         return chosen_rows[: section.limit]
     if section.limit is not None:
         # Chosen by what is left of the hash, then in the task's order again: a prefix of the file
@@ -434,6 +443,7 @@ class _ItemTokens:
 def _item_tokens(task: ScoredTask, row: int, encoder: RequestEncoder) -> _ItemTokens:
     requests = task.requests[row]
     if all(request.request_type == "loglikelihood" for request in requests):
+        # A prompt that several options share is computed once, and costs once.
         prompts, _ = gather_prompts(encoder.encode_pair(*request.args[:2]) for request in requests)
         if not all(prompt.prompt and all(prompt.continuations) for prompt in prompts):
             raise EvaluationError(

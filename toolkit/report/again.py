@@ -69,6 +69,7 @@ def _portable(value: object) -> object:
         return {key: _portable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_portable(item) for item in value]
+    # Of a path the last part says which file it was; the folders above it name people and machines.
     if isinstance(value, str) and Path(value).is_absolute():
         return Path(value).name
     return value

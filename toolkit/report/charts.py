@@ -50,8 +50,11 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
         return []
     raw_step = (high - low) / count
     unit = 10.0 ** math.floor(math.log10(raw_step))
+    # A hair less than the raw step: one that fits but for rounding would be passed over.
     step = next(unit * size for size in (1, 2, 2.5, 5, 10) if unit * size >= raw_step * 0.999)
+    # Ends of the range that are round but for rounding get a tick as well.
     first_number, last_number = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    # Takes away what binary fractions add: 3 * 0.1 is 0.30000000000000004.
     return [round(number * step, 12) for number in range(first_number, last_number + 1)]
 
 
@@ -105,6 +108,7 @@ class Axis:
         low, high = min(shown_values), max(shown_values)
         if logarithmic:
             return cls(low / 1.15, high * 1.15, title, num_ticks, True)
+        # Equal numbers need some room too: `place` divides by the length of the axis.
         end_room = (high - low) * margin or abs(high) * margin or 1.0
         return cls(low - end_room, high + end_room, title, num_ticks)
 
@@ -112,6 +116,7 @@ class Axis:
         """Percent of the way from the low end to the high end."""
         low, high, at = self.low, self.high, value
         if self.logarithmic:
+            # What is zero or below has no logarithm, and stands at the low end.
             low, high, at = math.log(low), math.log(high), math.log(max(value, self.low))
         return 100.0 * (at - low) / (high - low)
 
@@ -197,6 +202,7 @@ class Plot:
             )
             words_begin = _NARROW_PIXELS - len(words) * _QUIET_LETTER_PIXELS
             pixels_down = (100.0 - self._y.place(y)) / 100.0 * self._height
+            # Counted nine times, so that a name would sooner hide several marks than these words.
             self._taken += [(words_begin, _NARROW_PIXELS, pixels_down - 9.0)] * 9
 
     def upright(self, x: float) -> None:
@@ -230,6 +236,8 @@ class Plot:
         mark_pixels, down = px / 100.0 * _NARROW_PIXELS, py / 100.0 * self._height
         wide = len(words) * _LETTER_PIXELS
         text_sides = ("end", "start") if px > 50.0 else ("start", "end")
+        # Beside the mark first, then above and below in turn, a line further each time; where they
+        # are alike the earlier wins.
         word_places = [(side, dy) for dy in (4, -15, 23, -34, 42, -53, 61) for side in text_sides]
 
         def cost(place: tuple[str, int]) -> tuple[int, int]:
@@ -269,11 +277,14 @@ class Plot:
                 f'<text x="-8" y="{height}%" dy="4" text-anchor="end">{escape(words)}</text>'
             )
         for at, words in self._x.ticks():
+            # Words at the ends are turned inwards: centered, they would be cut off at the edge.
             side = "end" if at > 96.0 else "start" if at < 4.0 else "middle"
             tick_words.append(
                 f'<text x="{_short(at)}%" y="100%" dy="18" text-anchor="{side}">'
                 f"{escape(words)}</text>"
             )
+        # Lines are drawn in percent of a drawing that is stretched to the plot; marks and words are
+        # placed outside it, as they would be stretched too.
         stretched_svg = '<svg viewBox="0 0 100 100" preserveAspectRatio="none">'
         # Named by attribute, so that the words need no id that is unique on the page.
         drawing = (
@@ -283,6 +294,8 @@ class Plot:
             f"{stretched_svg}{''.join(self._lines)}</svg>"
             f"{''.join(self._marks)}{''.join(self._words)}</svg>"
         )
+        # In one attribute, which `script.js` parses: words of a recipe or a document never become
+        # code of the page.
         targets_json = json.dumps(self._targets, ensure_ascii=False, separators=(",", ":"))
         title_above = f'<p class="axis">{escape(self._y.title)}</p>' if self._y.title else ""
         title_below = f'<p class="axis below">{escape(self._x.title)}</p>' if self._x.title else ""
@@ -310,4 +323,5 @@ def _short(number: float) -> str:
     >>> _short(12.5), _short(-0.001), _short(100.0)
     ('12.5', '0', '100')
     """
+    # Adding 0.0 turns a minus zero into zero.
     return f"{round(number, 2) + 0.0:g}" if abs(number) >= 0.005 else "0"

@@ -51,6 +51,7 @@ def write_document(path: Path, title: str, opening: str, sections: Iterable[Page
     # model says is shown, never obeyed.
     script_digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script_digest}'"
+    # A section without figures leaves no heading and no link behind.
     shown_sections = [section for section in sections if section.body]
     section_links = "".join(f'<a href="#{s.slug}">{escape(s.title)}</a>' for s in shown_sections)
     page_parts = [
@@ -71,6 +72,7 @@ def write_document(path: Path, title: str, opening: str, sections: Iterable[Page
         ),
         f"</main><script>{script}</script></body></html>",
     ]
+    # A reader who reloads while the page is written sees the old one or the new one.
     with write_atomically(path) as file:
         file.write("\n".join(part for part in page_parts if part) + "\n")
 
@@ -120,6 +122,7 @@ def _row(cells: Sequence[Cell | str], kind: str) -> str:
     for number, given in enumerate(cells):
         cell = given if isinstance(given, Cell) else Cell(given)
         tag = 'th scope="row"' if number == 0 else "td"
+        # All digits, so that the script sorts by the figure and not by what is shown of it.
         value_attribute = "" if cell.value is None else f' data-value="{cell.value!r}"'
         detail_html = f"<small>{escape(cell.detail)}</small>" if cell.detail else ""
         row_html += f"<{tag}{value_attribute}>{escape(cell.words)}{detail_html}</{tag.split()[0]}>"

@@ -31,6 +31,8 @@ class PromptAnswers(BaseModel):
 
     def by_title(self, chosen: str) -> dict[str, str]:
         """Answers by what a reader calls the models."""
+        # A mean of several specialists was never written, so there is nobody to ask: each answers
+        # for itself.
         specialists = self.specialists or {"specialist": self.specialist}
         titles = dict(MODELS)
         merge = {f"{titles['merge']}: {chosen}": self.merge}
@@ -144,6 +146,7 @@ def _set_figure(value: Interval) -> Cell:
 
 def _change_chart(results: MergeResults, role: FigureRole) -> str:
     """Two models' changes against the general model, as dots with their intervals."""
+    # The last two columns: of several specialists only their mean stands beside the merge.
     shown_changes = [
         (column.title, column.figures.change(role)) for column in model_columns(results)[-2:]
     ]
@@ -200,6 +203,7 @@ def _difference_chart(
         against: name of the other model.
         pairs: documents, each with the other model's figure.
     """
+    # Ties by id: the same results give the same bytes.
     ordered_pairs = sorted(pairs, key=lambda pair: (pair[0].merge - pair[1], pair[0].id))
     values = [row.merge - other for row, other in ordered_pairs]
     num_better = sum(value < 0.0 for value in values)
@@ -211,6 +215,7 @@ def _difference_chart(
         height=200,
         nearest="x",
     )
+    # Sorted, so what is better comes first and has a color of its own.
     plot.bars(values[:num_better], "s1")
     plot.bars(values[num_better:], "s2", first=float(num_better))
     for number, ((row, other), value) in enumerate(zip(ordered_pairs, values, strict=True)):

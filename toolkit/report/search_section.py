@@ -23,6 +23,7 @@ def front_section(results: MergeResults) -> PageSection:
     charts = [_front_plot(results, heights, title, limit, limit_words, results.front)]
     in_the_mean = results.sets_of("general")
     for entry in results.sets:
+        # Sets in the first one's unit share the chart above; any other has a scale of its own.
         if entry.role != "general" or entry in in_the_mean:
             continue
         heights = {row.name: row.values.get(entry.name) for row in results.candidates}
@@ -68,6 +69,7 @@ def _front_plot(
     """
     places: dict[str, tuple[float, float]] = {}
     for row in results.candidates:
+        # Failed candidates have no place, nor do dropped ones where the other set was never asked.
         figures = finite([row.domain, heights[row.name]])
         if len(figures) == 2:
             places[row.name] = figures[0], figures[1]
@@ -90,6 +92,7 @@ def _front_plot(
         series, shape = look_by_method[method_of(row)]
         hollow = "" if _stays_within(row) else " hollow"
         plot.mark(*places[row.name], series + hollow, shape=shape, tip=_tip(row, results))
+    # After all marks, so that names and the ring lie on top, and names avoid what is there.
     for name, label in _named(results).items():
         if name in places:
             if name == results.chosen:
@@ -175,6 +178,7 @@ def _sweep_plot(
     alphas = [alpha for alpha, _ in points]
     figures = [figure for _, figure in points]
     start_figure = figures[0].estimate
+    # The tolerance counts from the general model: without it on the curve there is no line to draw.
     limit = start_figure + tolerance if tolerance is not None and alphas[0] == 0.0 else None
     interval_ends = [end for figure in figures for end in (figure.low, figure.high)]
     plot = Plot(
@@ -215,11 +219,13 @@ def history_section(results: MergeResults) -> PageSection:
         if _stays_within(row) and (not best_so_far or figure < best_so_far[-1][1]):
             best_so_far.append((row.order, figure))
     if best_so_far:
+        # Drawn on to the last candidate, to show that nothing better came.
         ends = [*best_so_far, (max(orders), best_so_far[-1][1])]
         plot.line([x for x, _ in ends], [y for _, y in ends], "ink thin", stepped=True)
     look_by_method = _looks(results.candidates)
     for row in rows:
         series, shape = look_by_method[method_of(row)]
+        # A failed merge has no figure; its cross stands at the bottom.
         place = row.order, axis.low if row.domain is None else row.domain
         if row.status != "complete":
             plot.mark(*place, f"{series} open", shape="cross", tip=_tip(row, results))
@@ -251,6 +257,7 @@ def candidates_section(results: MergeResults) -> PageSection:
     """Every candidate in a table."""
     rows = results.candidates
     validation_sets = [row.name for row in results.sets if row.items_validation]
+    # With one set for each role the columns of the roles say it all.
     set_names = validation_sets if len(validation_sets) > 2 else []
     bounded_sets = list(dict.fromkeys(name for row in rows for name in row.loss_bounds))
     titles = [
@@ -327,6 +334,7 @@ def method_of(row: CandidateResult) -> str:
 
 def _looks(rows: Sequence[CandidateResult]) -> dict[str, tuple[str, str]]:
     """Series and shape of each method, in the order of their names."""
+    # By name and not by order of trying, so that a method looks the same in both charts.
     methods = sorted({method_of(row) for row in rows} - set(ENDPOINTS))
     look_by_method = {
         name: (f"s{1 + n % 5}", SERIES_SHAPES[n % len(SERIES_SHAPES)])

@@ -28,6 +28,8 @@ _NARROWEST = 79
 def outcome_table(results: MergeResults, folder: Path) -> None:
     """Print three models by role and by set, what was chosen and why, and what it kept."""
     units = {results.unit_of(role) for role in ROLES}
+    # Taken out of the set: one unit for all stands in the title, and `units` is then empty for the
+    # columns below.
     title_unit = f"{units.pop()} on the test sets" if len(units) == 1 else "test sets"
     table = Table(title=f"{title_unit}, lower is better (95 % intervals)")
     table.add_column("")
@@ -83,6 +85,7 @@ def set_rows(results: MergeResults) -> list[SetRow]:
             tuple(by_set[row.name] for by_set in figures_by_model),
         )
         for row in results.sets
+        # A set may have validation items only; the table is of test figures.
         if all(row.name in by_set for by_set in figures_by_model)
     ]
 

@@ -38,6 +38,7 @@ class TrainingRow(BaseModel):
 def training_section(rows: Sequence[TrainingRow]) -> PageSection:
     """Charts of the rows of `metrics.jsonl`."""
     tokens = _tokens_after(rows)
+    # Rows of looks have no loss of training, and a loss that is no number is not drawn.
     steps = [(row, loss) for row in rows for loss in finite([row.loss])]
     if len(steps) < 2:
         return PageSection("training", "Training", "")
@@ -85,6 +86,7 @@ def _tokens_after(rows: Sequence[TrainingRow]) -> dict[int, float]:
     """Tokens trained on after each step."""
     tokens_so_far, tokens_by_step = 0.0, {0: 0.0}
     for row in rows:
+        # A look trains on nothing, and stands at the tokens of its step.
         tokens_so_far += row.tokens or 0.0
         tokens_by_step[row.step] = tokens_so_far
     return tokens_by_step

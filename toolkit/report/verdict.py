@@ -73,6 +73,7 @@ def verdict(results: MergeResults) -> tuple[str, str]:
     change, name, kept = results.models.merge.domain_change, results.chosen, results.gain_kept
     share_words = f", {percent(kept)} of what training gained" if kept else ""
     gain_sentence = f"{name} gains {-change.estimate:.3f} {unit} on the domain{share_words}."
+    # Chosen by validation items, and not borne out by test: that is said in place of the gain.
     if change.high >= 0.0:
         gain_sentence = (
             f"{name} was chosen, but its change on the domain's test sets, "
@@ -145,6 +146,7 @@ def _listed(changes: Sequence[GeneralChange]) -> str:
 
 def _cost(results: MergeResults) -> str:
     """The test held against the tolerance, set by set, the worst first."""
+    # The heading is that of the worst set, since each must hold by itself.
     changes = sorted(general_changes(results, "merge"), key=lambda change: -change.standing)
     told_changes = "; ".join(f"{c.words}{_undone(results, c.name)}" for c in changes)
     worst_standing = changes[0].standing
@@ -227,6 +229,8 @@ def kept_lines(results: MergeResults) -> list[str]:
         if kept is None
         else f"Kept {percent(kept)} of the specialist's domain gain."
     ]
+    # Set by set where a loss is shown on any: the mean over sets may hide it, and holds only those
+    # of one unit.
     lost_sets = results.lost_sets("specialist")
     for row, change in lost_sets:
         recovered_share = results.sets_recovered.get(row.name)

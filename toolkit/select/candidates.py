@@ -54,6 +54,7 @@ def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[Ca
     top = find_sweep_end(by_name)
     guide = guide_of(top.losses, general_losses)
     complete_losses = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
+    # Where both models are the same there is no distance to be a share of.
     whole_way = top.distance or 1.0
     rows = []
     for outcome in outcomes:
@@ -117,10 +118,13 @@ def by_item(objective: Objective, losses: Losses) -> dict[str, dict[str, float]]
     """Losses by set and item id."""
     return {
         name: {
+            # Losses stand in the order of the race, which every part of the documents has for
+            # itself; ids are the same in all of them.
             raced.items.ids[index]: float(loss)
             for index, loss in zip(raced.order, losses[name], strict=True)
         }
         for name, raced in objective.sets.items()
+        # Sets known in part are left out: put together with another part they would look whole.
         if len(losses.get(name, ())) == len(raced.order)
     }
 
@@ -169,6 +173,8 @@ def sweep_points_of(
     sweep_points = []
     for alpha, outcome in plain_means(outcomes):
         known_sets = {name for name, values in outcome.losses.items() if len(values)}
+        # A step that failed on an early set was never scored on the later ones: it has no place on
+        # this curve.
         if not set(shown_general) <= known_sets:
             continue
 
@@ -200,6 +206,8 @@ def _interval(
     confidence: float,
 ) -> Interval:
     """Of a candidate's difference from the general model, as far as it is known."""
+    # What is known in full has the bound that decides, so that the curve's band and the ladder's
+    # bound say the same.
     if all(objective.sets[name].is_whole(losses[name]) for name in weights):
         return objective.change(weights, losses, start).interval(confidence)
     return _by_way_of(objective, losses, start, whole, weights, guide).interval(confidence)
@@ -220,6 +228,8 @@ def _by_way_of(
     for name in weights:
         raced = objective.sets[name]
         best_difference = raced.difference(losses[name], start[name], guide.get(name))
+        # A merge that was scored in full may differ less from this one on the part than the general
+        # model does, which leaves less open.
         if len(losses[name]) < len(raced.order):
             for other in whole:
                 to_other = raced.difference(losses[name], other[name], guide.get(name))

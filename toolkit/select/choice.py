@@ -57,6 +57,7 @@ def pareto_front(candidates: Sequence[ScoredCandidate]) -> list[str]:
     # Best domain first: whoever does not lower the general figure is beaten by one before it.
     lowest_general = float("inf")
     whole = (c for c in candidates if c.is_complete)
+    # Ties are decided by figures, never by the order in which merges were tried.
     for candidate in sorted(whole, key=lambda c: (c.domain, c.general, c.distance)):
         if candidate.general < lowest_general:
             front_names.append(candidate.name)

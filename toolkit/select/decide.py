@@ -82,11 +82,15 @@ def decide(
 
     steps = climb(sweep.usable_alphas(), test, settings.refine)
     plain = sweep.best_gain(passed_steps(steps))
+    # Only after the gains were looked at: which steps were scored on all domain documents is known
+    # then.
     everything = sweep.all_outcomes(steps)
     steps_passed = passed_steps(steps)
     confirmations, better = _methods(everything, sweep, steps_passed, plain, len(outcomes) - 1)
 
     chosen = better or plain or GENERAL
+    # The search's documents are those that all candidates were scored on, so figures beside each
+    # other are of these alone; what is decided is decided on more.
     rows = candidate_rows(everything, losses.search)
     options = [_option(row) for row in rows if row.outcome.status != "failed"]
     qualified = _qualified(options, steps, losses.search.tolerance)
@@ -146,16 +150,22 @@ def _methods(
     """
     losses, aside = sweep.losses, sweep.losses.aside or sweep.losses.search
     by_name = {outcome.candidate.name: outcome for outcome in outcomes}
+    # How many groups will speak: all, where a plain mean tested on all of them vouches for a merge
+    # beside it (`way`), else only those set aside.
     speaking_sets = {
         name: (losses.whole if passed and can_go_by_way(losses, name) else aside).sets[name]
         for name in sweep.kept
     }
     groups = {name: raced.num_groups for name, raced in speaking_sets.items()}
     finalists = _finalists(outcomes, sweep, None if plain is None else by_name[plain], groups)
+    # Documents set aside had no part in picking the finalists, so the correction is for these
+    # alone. The search's own documents picked them among all that were tried.
     num_tests = len(finalists) if losses.aside is not None else num_tried
     names = [*sweep.domain, *sweep.kept]
     confirmations = []
     for finalist in finalists:
+        # The plain mean beside a merge was matched between the points scored, by a spline; here it
+        # is merged and scored itself.
         twin = sweep.outcome_at(round(finalist.match.alpha, 2))
         bound_set = [finalist.match.bound_set] if finalist.match.bound_set else []
         losses_aside = (
@@ -181,6 +191,8 @@ def _methods(
         for item in confirmations
         if item.is_confirmed
     }
+    # Merges and plain means are compared by their gain on all validation documents, as the best
+    # plain mean was chosen there.
     plain_change = sweep.changes[plain] if plain is not None else 0.0
     better_names = [name for name, change in change_by_name.items() if change < plain_change]
     sweep.changes.update(change_by_name)
@@ -212,6 +224,8 @@ def _finalists(
     models = {GENERAL, SPECIALIST}  # they are no merges by another method
     at_least = 0.0
     if plain is not None:
+        # The ladder's own steps were not raced, so they are scored on the search's documents first:
+        # finalists are compared on these.
         plain_losses = losses.on_search(plain, sweep.domain)
         at_least = objective.domain_difference(plain_losses, start).estimate
     return shortlist(

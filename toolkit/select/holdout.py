@@ -53,10 +53,13 @@ def divide(sets: Sequence[EvaluationSet], fraction: float, seed: int) -> Parts:
                 f"{items.name} has {len(group_names)} validation documents, too few to set "
                 f"{fraction:.0%} aside ({MIN_GROUPS} are needed on either side)"
             )
+            # One set that cannot be divided keeps all of them together: a merge is confirmed on
+            # every set, or on none by itself.
             return Parts(list(sets), list(sets), False, note)
         indices_aside = [index for index, group in enumerate(items.groups) if group in groups_aside]
         rest = [index for index, group in enumerate(items.groups) if group not in groups_aside]
         search.append(subset(items, rest))
+        # A set that is only watched may be too small to have anything set aside.
         if indices_aside:
             confirm.append(subset(items, indices_aside))
     return Parts(search, confirm, True)

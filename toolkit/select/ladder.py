@@ -90,13 +90,17 @@ def climb(
     """
     steps: list[LadderStep] = []
     last_passed = 0.0
+    # The order is fixed by distance from the general model alone: one that followed the scores
+    # would need a correction for all steps.
     for alpha in sorted(set(alphas), key=abs):
         steps.append(test(alpha))
         if not steps[-1].is_within:
             break
         last_passed = alpha
     else:
+        # No step failed, so there is no interval to be halved.
         return steps
+    # Where the first step failed, what is halved begins at the general model.
     failed_alpha = steps[-1].alpha
     for _ in range(halvings):
         steps.append(test(round((last_passed + failed_alpha) / 2.0, 6)))

@@ -131,6 +131,7 @@ class TestLedger:
         entry = ScoringEntry(
             test=self._test, study=self._study, choice=choice, name=name, date=_now()
         )
+        # Written before anything is scored: a scoring that was interrupted may have been seen too.
         _write_ledger(self._path, ScoringEntries(scorings=(*entries, entry)))
 
 
@@ -153,6 +154,8 @@ def note_confirmation(path: Path, documents: str, search: str, name: str) -> int
         entry = ConfirmationEntry(documents=documents, search=search, name=name, date=_now())
         _write_ledger(path, ConfirmationEntries(confirmations=(*entries, entry)))
         searches.append(this_search)
+    # Only searches before this one count against it, so that a stage that is run again says the
+    # same.
     return sum(other == documents for other, _ in searches[: searches.index(this_search)])
 
 
@@ -164,6 +167,7 @@ def _read_ledger(path: Path, kind: type[LedgerT]) -> LedgerT:
     """
     if not path.is_file():
         return kind()
+    # A damaged ledger is not begun anew: that would forget that test documents were used.
     advice = "restore it from a copy, or remove it, and forget how often documents were used"
     ledger, faults = check_section(kind, read_object(path, EvaluationError, advice))
     if ledger is None:

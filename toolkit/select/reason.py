@@ -33,6 +33,7 @@ def reason_of(
     bound_words = f"{confidence:.0%} bound"
     steps_passed = passed_steps(steps)
     climbed = _climbed(steps, losses, bound_words)
+    # Plain means are tested, other methods confirmed: only one of the two can name the choice.
     own_confirmation = next((c for c in confirmations if c.name == chosen), None)
     if own_confirmation is not None:
         return (

@@ -49,6 +49,7 @@ def remarks_on(
         losses.on_all(by_name[GENERAL], kept_sets),
         confidence,
     )
+    # Where nothing was confirmed it does not matter on which documents it would have been.
     if parts.note and decision.confirmations:
         remarks.append(f"Confirmed on the search's own documents: {parts.note}.")
     remarks += [f"{item.name}: {item.note}." for item in test if item.note]

@@ -462,6 +462,8 @@ def read_results(folder: Path) -> MergeResults:
         )
     values = read_object(path, ToolkitError, "run the merge stage again")
     if (folder / MANIFEST).is_file():
+        # Model cards quote these figures: a report edited by hand must not pass for the
+        # stage's.
         written_output = read_manifest(folder).get("outputs", {}).get(REPORT, {})
         if hash_file(path) != written_output.get("sha256"):
             raise ToolkitError(

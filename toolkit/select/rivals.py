@@ -94,6 +94,7 @@ def shortlist(
     for outcome in outcomes:
         match = sweep.match(outcome.losses)
         change = objective.domain_difference(outcome.losses, general).estimate
+        # A merge that gains nothing is never worth a confirmation, even where no plain mean gains.
         if match is None or change >= min(at_least, 0.0):
             continue
         reference = sweep.losses_at(match.alpha)
@@ -101,9 +102,12 @@ def shortlist(
         if lead < 0.0:
             chance = _chance_to_stay(objective, outcome.losses, general, speaking)
             promising_merges.append(Finalist(outcome, match, lead, -change * chance))
+    # Ties by distance, then by name: the order of trying depends on how many workers there were.
     promising_merges.sort(key=lambda f: (-f.promise, f.outcome.distance, f.outcome.candidate.name))
     finalists: list[Finalist] = []
     for finalist in promising_merges:
+        # Two merges of the same general loss would pass or fail together. Each reserve loses
+        # clearly less than all before it, and so may pass where they do not.
         is_apart = all(finalist.match.alpha <= other.match.alpha - _APART for other in finalists)
         if finalist.promise > 0.0 and is_apart and len(finalists) < count:
             finalists.append(finalist)
@@ -145,6 +149,8 @@ def confirm(
         num_tests: what bounds are corrected for.
         known: what the finalist loses on general sets of which more is known than these say.
     """
+    # Bonferroni over the finalists; the three parts of a claim must all hold, so they need no share
+    # of it.
     error_each = (1.0 - aside.confidence) / num_tests
     within_by_set = [
         known[name].upper_bound(1.0 - error_each) <= limit

@@ -73,7 +73,11 @@ class SweepTests:
         candidate = self.end.candidate if alpha == 1.0 else self.settings.plain_mean(alpha)
         if alpha == 0.0:
             return self.general
+        # Not tried by the search: it begins with nothing known, and is merged once a score of it is
+        # asked for.
         if candidate.key not in self._by_key:
+            # On a straight line between two models distance is in proportion to α, so nothing has
+            # to be merged to know it.
             distance = abs(alpha) * self.end.distance
             order = len(self._by_key)
             outcome = Outcome(candidate, "dropped", {}, distance, 0, 0.0, 0.0, order)
@@ -123,6 +127,8 @@ class SweepTests:
                 losses_by_name[step.name] = step_losses
                 if best_name is None or self.changes[step.name] < self.changes[best_name]:
                     best_name = step.name
+            # Gains along the sweep rise to one top. Once a step is surely worse than the best,
+            # those still nearer to the general model are too, and are not scored.
             if best_name is not None and best_name != step.name:
                 change_to_best = objective.domain_change(step_losses, losses_by_name[best_name])
                 if change_to_best.interval(self.settings.confidence).low > 0.0:
@@ -136,6 +142,7 @@ class SweepTests:
             if name == best_name
             or cannot_be_told_apart(objective, step_losses, losses_by_name[best_name], level, pairs)
         ]
+        # Of gains that are alike the least moved model is the safer one.
         distances = {step.name: abs(step.alpha) for step in passed}
         return min(tied_names, key=lambda name: distances[name])
 
@@ -156,6 +163,7 @@ class SweepTests:
             known_losses = dict(self.losses.on_search(outcome, names))
             if not all(len(known_losses.get(name, ())) for name in self.domain):
                 known_losses = dict(self.losses.begin(outcome, self.domain, SHOWN_GROUPS))
+            # Tokens of what the search tried are counted there already.
             is_new = not outcome.tokens and not is_endpoint(outcome.candidate.name)
             self._by_key[outcome.candidate.key] = replace(
                 outcome,
@@ -163,6 +171,8 @@ class SweepTests:
                 status="complete" if objective.is_whole(known_losses) else outcome.status,
                 tokens=objective.tokens(known_losses) if is_new else outcome.tokens,
             )
+        # The search's own first and in its order, so that tables look the same whatever the ladder
+        # added.
         keys_searched = [outcome.candidate.key for outcome in self._outcomes]
         keys_added = [key for key in self._by_key if key not in set(keys_searched)]
         return [self._by_key[key] for key in (*keys_searched, *keys_added)]

@@ -126,6 +126,7 @@ def final_figures(
         specialist=figures_of("specialist"),
         merge=figures_of("merge"),
     )
+    # Several specialists have no gain in common that one fraction could be of.
     if own_sets:  # fractions of what each specialist gained stand with it
         specialists = tuple(
             _specialist_result(name, names, figures, figures_of(name))
@@ -161,6 +162,7 @@ def _share(
     """The merge's change as a fraction of a specialist's; None where the specialist's is not
     shown to have this sign."""
     merge_column, specialist_column = figures.models.index(MERGE), figures.models.index(of)
+    # A share of a loss where a gain is meant would read as the opposite of what it is.
     if sign * changes.change(specialist_column).estimate <= 0.0:
         return None
     return changes.ratio(merge_column, specialist_column)

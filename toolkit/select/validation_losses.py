@@ -40,6 +40,8 @@ class ValidationLosses:
     def begin(self, outcome: Outcome, names: Sequence[str], groups: int) -> Losses:
         """The same from a few of the search's documents of each set, and what else is known."""
         sets = [self.search.sets[name] for name in names]
+        # Groups are numbered in the order of the race: as many items as come before a number are of
+        # the groups below it.
         counts = {r.items.name: int(np.searchsorted(r.groups, groups)) for r in sets}
         return self.scorer.score(
             outcome, self.search, part="search", known=outcome.losses, counts=counts
@@ -57,6 +59,8 @@ class ValidationLosses:
         search_losses = self.on_search(outcome, names)
         if self.aside is None:
             return {name: np.asarray(search_losses[name]) for name in names}
+        # Each part has an order of its own, so losses go from the two parts to the whole by the
+        # names of items.
         losses_by_item = merged_parts(
             by_item(self.search, search_losses), by_item(self.aside, self.on_aside(outcome, names))
         )

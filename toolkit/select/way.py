@@ -46,6 +46,8 @@ def loss_by_way_of(
     spot_by_item = {whole_set.items.ids[index]: spot for spot, index in enumerate(whole_set.order)}
     spots = [spot_by_item[part_aside.items.ids[index]] for index in part_aside.order]
     # Each document set aside speaks for as many as its part stands for.
+    # Sums of this are the plain mean's change on all plus the weighted difference on those set
+    # aside, and its scatter by group holds that of both.
     moved = np.array(plain_changes)
     moved[spots] += beyond_plain * (sum(whole_set.items.sizes) / sum(part_aside.items.sizes))
     return PairedChanges([whole_set.items.changes([moved], whole_set.order.tolist())]).change()

@@ -89,6 +89,8 @@ def bootstrap_figures(
         )
     estimate = tops.sum(axis=1) / group_sizes.sum()
     small_sample = num_groups / (num_groups - 1)
+    # Residuals from the ratio, not from their own mean: a group of another size than most then
+    # counts by how far it moves the ratio.
     group_residuals = tops - estimate[:, None] * group_sizes
     error = np.sqrt(small_sample * (group_residuals**2).sum(axis=1)) / group_sizes.sum()
 
@@ -115,6 +117,8 @@ def _resample(tops: Floats, bottoms: Floats, resamples: int, seed: int) -> tuple
     equal_chances = np.full(num_groups, 1.0 / num_groups)
     drawn_figures = np.empty((resamples, num_models))
     drawn_errors = np.empty((resamples, num_models))
+    # Counts of all resamples at once would be R times G numbers. Chunks bound the memory, and drawn
+    # from one generator in order they change no draw.
     chunk_resamples = max(1, _CHUNK_ENTRIES // num_groups)
     for start in range(0, resamples, chunk_resamples):
         count = min(chunk_resamples, resamples - start)
@@ -136,6 +140,8 @@ def _deviations(draws: Floats, estimate: Floats, errors: Floats, error: Floats) 
     moved = draws - estimate
     # A resample that drew one group many times over has no error to divide by.
     is_varying = errors > 1e-9 * np.maximum(error, 1e-300)
+    # Such a draw either is the estimate itself or lies infinitely far off in units of its error. A
+    # large finite number stands for that: quantiles would interpolate infinities to NaN.
     far = np.where(np.abs(moved) <= 1e-12 * (np.abs(estimate) + error), 0.0, np.sign(moved) * _FAR)
     return np.where(is_varying, moved / np.where(is_varying, errors, 1.0), far)
 

@@ -60,10 +60,12 @@ class ChangeBound:
         """
         if self.num_groups < 2:
             return 1.0
+        # All groups changed alike: there is no scatter to divide by, and the estimate is exact.
         if self.error == 0.0:
             return 0.0 if self.estimate < limit else 1.0
         chance_beyond = self._chance_beyond((limit - self.center) / self.error, 1.0)
         if self.answers is not None:
+            # Two tests must reject, so the larger of the two chances counts.
             score_chance = tango_p_value(*self.answers, limit, _ITEM_CORRECTION)
             chance_beyond = max(chance_beyond, score_chance)
         return chance_beyond
@@ -95,6 +97,9 @@ class ChangeBound:
         return replace(
             self,
             error=self.error / math.sqrt(ratio),
+            # Effective groups grow in proportion, and degrees of freedom are one fewer. The
+            # skewness of a mean falls with the root of the number of groups; what groups may hide
+            # of it is a standard error over that same root, and so falls with the number itself.
             freedom=max((self.freedom + 1.0) * ratio - 1.0, 1.0),
             num_groups=num_groups,
             skewness=self.skewness / math.sqrt(ratio),
@@ -113,6 +118,7 @@ class ChangeBound:
         if self.error == 0.0:
             return 0.0
         bound_reach = (self.upper_bound(confidence) - self.estimate) / self.error
+        # A long tail below would lessen the spread; that is not counted on.
         joint_movement = bound_reach * max(_MISSED * self.skewness, 0.0)
         return self.error * math.sqrt(1.0 + joint_movement + bound_reach**2 / (2.0 * self.freedom))
 
@@ -139,7 +145,10 @@ class ChangeBound:
         bound_end = self.center + sign * end_reach * self.error
         if self.answers is not None:
             bound_end = self._tango_end(1.0 - confidence, sign, bound_end)
+            # A difference of shares stays within [-1, 1], which Student's reach may leave.
             return max(min(bound_end, 1.0), -1.0)
+        # The center may lie beyond the estimate, as groups were added to it; no end may lie on the
+        # estimate's other side.
         return sign * max(sign * bound_end, sign * self.estimate)
 
     def _reach(self, z: float, sign: float) -> float:
@@ -157,20 +166,27 @@ class ChangeBound:
             Johnson 1978, Modified t tests and confidence intervals for asymmetrical populations;
             Hall 1992, The bootstrap and Edgeworth expansion, sections 2.5 and 3.10.
         """
+        # From the lower tail, whose small chances keep their digits; a chance near 1 would round to
+        # 1, and its quantile to infinity.
         student_value = -float(stdtrit(self.freedom, ndtr(-z)))
+        # Never below zero: a tail to the other side is no reason to draw this end inwards.
         skewness = max(_MISSED * sign * self.skewness + self.unseen_skewness, 0.0)
         if skewness == 0.0 or z <= 0.0:
             return student_value
         first_order = skewness * (2.0 * z * z + 1.0) / 6.0
+        # Kept at zero near the middle (z under one half), where it would change its sign.
         second_order = skewness**2 * 5.0 * z * max(4.0 * z * z - 1.0, 0.0) / 72.0
         return student_value * min(1.0 + (first_order + second_order) / z, _WIDEST)
 
     def _chance_beyond(self, errors: float, sign: float) -> float:
         """The chance whose end lies so many errors from the center."""
+        # The estimate is at the limit or beyond it, so nothing is shown; not below one half, which
+        # the rounding of the median could leave.
         if errors <= self._reach(0.0, sign):
             return max(float(stdtr(self.freedom, -errors)), 0.5)
         if errors >= self._reach(_FARTHEST, sign):
             return 0.0
+        # The end itself is inverted, so that a chance and a bound never tell two stories.
         z = brentq(lambda z: self._reach(z, sign) - errors, 0.0, _FARTHEST, xtol=1e-13)
         return float(ndtr(-z))
 
@@ -178,6 +194,7 @@ class ChangeBound:
         """The farther of an end and that of the score test."""
         assert self.answers is not None  # noqa: S101  (asked for only where it is there)
         num_worse, num_better, total = self.answers
+        # The lower end is the upper end of the same table with worse and better exchanged.
         pair = (num_worse, num_better) if sign > 0.0 else (num_better, num_worse)
 
         def is_kept(limit: float) -> bool:
@@ -196,9 +213,12 @@ def find_last_kept(
         first_refuted = sign * min(sign * start + step_size, limit)
         if not is_kept(first_refuted):
             break
+        # A share ends at 1, and that is then the end itself; anything else that is not refuted so
+        # far out has none.
         if first_refuted == sign * limit:
             return first_refuted if limit == 1.0 else sign * math.inf
         last_kept, step_size = first_refuted, 2.0 * step_size
+    # Relative precision, but no finer than 1e-12: near zero it could never be reached.
     while abs(first_refuted - last_kept) > 1e-9 * max(abs(first_refuted), 1e-3):
         middle_value = (last_kept + first_refuted) / 2.0
         last_kept, first_refuted = (

@@ -49,6 +49,7 @@ def mcnemar(right: Sequence[bool], reference_right: Sequence[bool]) -> float:
 
     num_ahead = sum(a and not b for a, b in zip(right, reference_right, strict=True))
     behind = sum(b and not a for a, b in zip(right, reference_right, strict=True))
+    # Questions that both answer alike do not say which is better; if all are, nothing does.
     return float(binomtest(num_ahead, num_ahead + behind).pvalue) if num_ahead + behind else 1.0
 
 
@@ -79,9 +80,12 @@ def paired_permutation(
     change_sums = group_sums(item_changes, groups)
     # A hair less, so that the permutation that is the sample itself counts as extreme.
     seen_change = abs(float(change_sums.sum())) * (1.0 - 1e-12)
+    # All patterns of signs, the sample's own among them: the chance is exact, and nothing has to be
+    # added to it.
     if 2 ** len(change_sums) <= permutations:
         sign_bits = np.arange(2 ** len(change_sums))[:, None] >> np.arange(len(change_sums)) & 1
         return float((np.abs((2.0 * sign_bits - 1.0) @ change_sums) >= seen_change).mean())
+    # In chunks, as the signs of many groups for all permutations would not fit into memory.
     generator = np.random.default_rng(seed)
     num_extreme, chunk_size = 0, max(1, (1 << 22) // len(change_sums))
     for first_permutation in range(0, permutations, chunk_size):

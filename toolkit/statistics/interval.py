@@ -87,5 +87,7 @@ def deviation_interval(num_values: int, confidence: float = 0.95) -> Interval:
     '0.52 to 6.28'
     """
     freedom, tail = num_values - 1, (1.0 - confidence) / 2.0
+    # chdtri takes the chance of the upper tail: a small one gives a large quantile, and that the
+    # low factor.
     low_factor, high = (math.sqrt(freedom / float(chdtri(freedom, t))) for t in (tail, 1.0 - tail))
     return Interval(1.0, low_factor, high)

@@ -44,6 +44,7 @@ def widen_by_seeds(
     middle = interval.estimate
     return Interval(
         middle,
+        # MOVER: the squares of two reaches add, on each side for itself.
         middle - math.hypot(middle - interval.low, reach),
         middle + math.hypot(interval.high - middle, reach),
     )

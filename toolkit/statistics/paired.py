@@ -66,6 +66,8 @@ class PairedChanges:
     def __post_init__(self) -> None:
         set_weights = np.array([part.weight for part in self.sets], dtype=np.float64)
         weight_sum = 1.0 if self.are_factors else set_weights.sum()
+        # Measured once, as a share of a gain asks for dozens of combinations of the same moments. A
+        # frozen dataclass can be given them in no other way.
         object.__setattr__(self, "_weights", set_weights / weight_sum)
         object.__setattr__(self, "_moments", [measure_set(part) for part in self.sets])
 
@@ -81,13 +83,17 @@ class PairedChanges:
         answers = self._answers(a)
         estimate = float(w @ [m.plain @ a for m in self._moments])
         center = float(w @ [m.center @ a for m in self._moments])
+        # Sets hold different items, so their variances add. Rounding may leave one that is zero
+        # just below it.
         variances = w**2 * [max(float(a @ m.covariance @ a), 0.0) for m in self._moments]
         total_variance = float(variances.sum())
         freedom = _satterthwaite(variances, [m.freedom for m in self._moments])
         skewness = unseen_skewness = 0.0
         if answers is None and 0.0 < total_variance < math.inf:  # answers have a test of their own
+            # Third cumulants of independent sums add as variances do; skewness itself does not.
             third_cumulants = w**3 * [m.third_cumulant(a) for m in self._moments]
             skewness = float(third_cumulants.sum()) / total_variance**1.5
+            # What may be hidden is of unknown sign: it adds up whatever the signs of the weights.
             hidden_cumulants = variances**1.5 * [m.unseen_skewness for m in self._moments]
             unseen_skewness = float(hidden_cumulants.sum()) / total_variance**1.5
         return ChangeBound(
@@ -120,6 +126,8 @@ class PairedChanges:
         whole_interval = self.change(whole).interval(confidence)
         if whole_interval.low <= 0.0 <= whole_interval.high:
             return None
+        # With the whole turned positive the contrast falls as the share rises, so that each end is
+        # passed only once on the way outwards.
         whole_sign = 1.0 if whole_interval.estimate > 0.0 else -1.0
         factors = np.zeros(len(self.sets[0].changes))
 
@@ -146,12 +154,15 @@ class PairedChanges:
     def _answers(self, a: Floats) -> tuple[int, int, int] | None:
         """Items that became wrong, that became right, and all: of one set and one change alone."""
         used_columns = np.flatnonzero(a)
+        # The score test knows one table of counts: neither weighted sets nor mixed changes have
+        # one.
         if len(self.sets) > 1 or len(used_columns) != 1 or abs(a[used_columns[0]]) != 1.0:
             return None
         only_set = self.sets[0]
         if not only_set.answer_counts or self._weights[0] != 1.0:
             return None
         num_worse, better = only_set.answer_counts[used_columns[0]]
+        # A change taken with a minus exchanges what became wrong and what became right.
         signed_counts = (num_worse, better) if a[used_columns[0]] > 0.0 else (better, num_worse)
         return (*signed_counts, only_set.num_groups)
 
@@ -170,6 +181,7 @@ def expected_change(scatter: float, num_groups: int) -> ChangeBound:
 
 def _satterthwaite(variances: Floats, freedoms: Sequence[float]) -> float:
     total_variance = float(variances.sum())
+    # Nothing scatters, or some set has a single group: the weakest set speaks for all.
     if not 0.0 < total_variance < math.inf:
         return min(freedoms)
     return total_variance**2 / float((variances**2 / np.asarray(freedoms)).sum())

@@ -55,6 +55,8 @@ def needed_groups(
         return smallest_shown(change.as_of(count), confidence, wanted) <= difference
 
     enough_groups = 2
+    # More groups show smaller differences: doubling finds an upper end, bisection the first number
+    # that is enough.
     while not is_enough(enough_groups):
         enough_groups *= 2
     return bisect_left(range(2, enough_groups), True, key=is_enough) + 2
@@ -171,8 +173,10 @@ def power_of(
     num_groups = change.num_groups
     smallest_change = smallest_shown(change, confidence)
     needed = None
+    # A tolerance of zero is shown by no number of groups, so none is named.
     if tolerance and num_groups > 1:
         if change.answers is not None:
+            # The score test decides here, and what it needs follows from how many answers change.
             num_worse, num_better, total = change.answers
             needed = needed_answers(tolerance, (num_worse + num_better) / total, confidence)
         elif change.error > 0.0:

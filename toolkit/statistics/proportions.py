@@ -44,6 +44,8 @@ def tango_p_value(
     likely_gain = (math.sqrt(max(b * b - 4.0 * a * c, 0.0)) - b) / (2.0 * a)
     variance = total * (2.0 * likely_gain + limit * (1.0 - limit))
     shown_loss = worse - better - total * limit + correction
+    # At a limit of 0 where no answer changed, and at a limit of 1 whatever changed, nothing
+    # scatters: the sign alone decides.
     if variance <= 0.0:
         return 1.0 if shown_loss >= 0.0 else 0.0
     return float(ndtr(shown_loss / math.sqrt(variance)))
@@ -97,6 +99,8 @@ def share_difference(
     pairs = list(zip(right, reference_right, strict=True))
     num_ahead, num_behind = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
     estimate, enlarged_total = (num_ahead - num_behind) / len(pairs), len(pairs) + 2
+    # Half an answer in each of the four cells: two items more, one of them among those that differ,
+    # and the net change stays.
     num_differing, net_change = num_ahead + num_behind + 1, num_ahead - num_behind
     wald_reach = z * math.sqrt(num_differing - net_change**2 / enlarged_total) / enlarged_total
     low, high = net_change / enlarged_total - wald_reach, net_change / enlarged_total + wald_reach

@@ -189,13 +189,17 @@ def guided_difference(
     first = groups[: len(change)]
     group_changes = _sums(change, first)
     num_seen, total, all_sizes = len(group_changes), len(group_sizes), float(group_sizes.sum())
+    # Changes go with the size of a group anyway. The slope is sought in what lies beyond that, in
+    # the guide as in the changes.
     guide_level = float(guide_sums[:num_seen].sum() / group_sizes[:num_seen].sum())
     guide_spread = guide_sums[:num_seen] - guide_level * group_sizes[:num_seen]
+    # A guide that adds up to nothing has no proportion: a share of 0 fails the test below.
     seen_share = guide_level * all_sizes / (float(guide_sums.sum()) or math.inf)
     # Where the guide says of the groups seen about what it says of all; else they are unlike the
     # rest.
     if 1 < num_seen < min(4, total) and 0.5 < seen_share < 2.0:
         return _in_proportion(group_changes, guide_sums, group_sizes, scale)
+    # All is known, or too little for a slope, or the guide says the same of every group.
     if num_seen == total or num_seen < 4 or float(guide_spread @ guide_spread) <= 0.0:
         return paired_difference(losses, reference, item_sizes[: len(change)], first, total, scale)
     return _regressed(group_changes, guide_sums, group_sizes, scale, quantile)
@@ -221,7 +225,10 @@ def _regressed(
     seen_ratio = float(moved.sum() / part.sum())
     slope = float(seen_spread @ (moved - seen_ratio * part)) / spread_square
     line_errors = moved - seen_ratio * part - slope * seen_spread
+    # The level and the slope each took a degree of freedom.
     scatter = float(line_errors @ line_errors) / (num_seen - 2)
+    # What full scoring would scatter by is the pattern's own spread over all groups, and the errors
+    # around the line on top.
     around = slope * (guide_sums - guide_sums.sum() / all_sizes * size)
     end = (float(around @ around) + total * scatter) * total / (total - 1) / all_sizes**2
 
@@ -236,6 +243,7 @@ def _regressed(
     squared_errors = unshrunk**2
     seen_part = float(((of_ratio + of_slope * seen_spread) ** 2 * squared_errors).sum())
     line = scatter * (float(pull @ pull) + num_seen * of_ratio**2 + of_slope**2 * spread_square)
+    # The ratio of squared errors to squared guide, carried over to the groups not seen.
     rising_scatter = float((line_errors**2).sum() / np.square(guide_sums[:num_seen]).sum())
     open_variance = rising_scatter * float(np.square(pull * guide_sums[num_seen:]).sum())
     unexplained = max(line, seen_part + max(scatter * float(pull @ pull), open_variance))
@@ -272,6 +280,7 @@ def _in_proportion(moved: Floats, known: Floats, size: Floats, scale: float) -> 
     share_errors = moved - guide_share * known[:seen]
     scatter = float(share_errors @ share_errors) / (seen - 1)
     mean = float(known.sum()) / size_sum
+    # The factor 1 - n/N: what was seen of a finite number of groups is not open any more.
     unexplained = seen * scatter / float(known[:seen].sum()) ** 2 * mean**2 * (1.0 - seen / total)
     around = guide_share * (known - mean * size)
     end_variance = (float(around @ around) + total * scatter) * total / (total - 1) / size_sum**2
@@ -295,6 +304,8 @@ def combine(differences: Sequence[Difference], weights: Sequence[float]) -> Diff
         float(still + end),
         least_free.seen,
         least_free.total,
+        # A single group has infinite variance, of which no part can be told from the rest: infinity
+        # minus infinity is NaN.
         float(still) if math.isfinite(still + end) else None,
         least_free.fitted,
     )
@@ -316,6 +327,7 @@ def is_out(difference: Difference, limit: float, quantile: float, spend: float) 
     if difference.freedom < min(MIN_GROUPS, difference.total) - 1:
         return False
     bound_margin = difference.estimate + quantile * math.sqrt(difference.in_the_end) - limit
+    # All is known. An exact tie without any scatter is out too: it can never get ahead.
     if difference.still_open <= 0.0:
         return bound_margin > 0.0 or (bound_margin == 0.0 and difference.variance == 0.0)
     wanted_quantile = student_quantile(1.0 - spend, difference.freedom)

@@ -88,6 +88,7 @@ class Moments:
         if self.num_groups < 3:
             return 0.0
         group_count = self.num_groups
+        # As for the skewness of a sample (G1), which is too small on average where groups are few.
         correction = math.sqrt(group_count * (group_count - 1)) / (group_count - 2)
         return correction * float(((a @ self.moved) ** 3).sum())
 
@@ -99,12 +100,15 @@ def measure_set(part: SetChanges) -> Moments:
     top, bottom = np.hstack([group_changes, added_tops]), np.concatenate([bottoms, added_bottoms])
     size_sum, num_all = float(bottom.sum()), len(bottom)
     center = top.sum(axis=1) / size_sum
+    # A single group does not say how far groups scatter.
     covariance = np.full((len(top), len(top)), math.inf)
     moved_figures = np.zeros_like(top)
     if part.num_groups > 1:
         # Jackknife: how the ratio moves as each group is left out.
         moved_figures = (top - center[:, None] * bottom) / (size_sum - bottom)
         moved_figures -= moved_figures.mean(axis=1, keepdims=True)
+        # The jackknife's factor counts the added groups too, as they are left out in turn like the
+        # others; the correction for few groups counts real ones alone.
         small_sample = part.num_groups / (part.num_groups - 1)
         covariance = small_sample * (num_all - 1) / num_all * (moved_figures @ moved_figures.T)
     return Moments(
@@ -140,6 +144,8 @@ def _freedom(sizes: Floats) -> float:
     >>> float(_freedom(np.ones(8))), round(float(_freedom(np.array([8.0, 1.0, 1.0, 1.0]))), 2)
     (7.0, 1.0)
     """
+    # A group's variance in the figure goes with its size squared, so that squares are what the
+    # effective number is found from.
     squared_sizes = sizes**2
     effective_groups = float(squared_sizes.sum() ** 2 / (squared_sizes**2).sum())
     return max(effective_groups * (len(sizes) - 1) / len(sizes), 1.0)
