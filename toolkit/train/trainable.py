@@ -203,8 +203,8 @@ def _with_new_blocks(model: Any, section: BlockExpansionSection) -> Any:
     # Layers find their keys and values in a cache by these numbers.
     for layer_index, layer in enumerate(grown_layers):
         for part in layer.modules():
-            if hasattr(part, "layer_idx"):
-                part.layer_idx = layer_index
+            if "layer_idx" in vars(part):
+                vars(part)["layer_idx"] = layer_index
     model.base_model.layers = nn.ModuleList(grown_layers)
     model.config.num_hidden_layers = len(grown_layers)
     # What the configuration says layer by layer, such as `layer_types`.
