@@ -16,7 +16,6 @@ from optuna.storages.journal._file import BaseJournalFileLock
 
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.json_lines import sealed, unsealed
-from toolkit.library_errors import first_line
 
 Place = str | Path
 """A URL, or the path of a journal file."""
@@ -143,7 +142,7 @@ def open_storage(place: Place, *, begin: bool) -> Any:
         if type(error).__module__.startswith("sqlalchemy") or isinstance(error, ValueError):
             raise ConfigError(
                 f"search.storage: {spoken(place)} is no storage that Optuna knows "
-                f"({_root_line(error)}). Give postgresql://user@host/database."
+                f"({_first_line(error)}). Give postgresql://user@host/database."
             ) from error
         raise
 
@@ -170,7 +169,7 @@ def storage_errors(place: Place, what: str = "went away in mid-study") -> Iterat
         if not is_lost(error):
             raise
         raise ToolkitError(
-            f"{spoken(place)}: the storage of the study {what} ({_root_line(error)}). What it "
+            f"{spoken(place)}: the storage of the study {what} ({_first_line(error)}). What it "
             "holds is kept; bring it back and run the same command: it continues."
         ) from error
 
@@ -190,8 +189,9 @@ def is_lost(error: BaseException) -> bool:
     return False
 
 
-def _root_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     root_cause = error
     while root_cause.__cause__ is not None:
         root_cause = root_cause.__cause__
-    return spoken(first_line(root_cause if str(root_cause).strip() else error))
+    text = str(root_cause).strip() or str(error).strip() or type(error).__name__
+    return spoken(text.splitlines()[0])
