@@ -268,6 +268,10 @@ def _nothing_general(recipe: Recipe) -> Iterator[Fault]:
     roles += [task.role for task in section.tasks]
     if retention.num_prompts:
         roles += [retention.loss_role, retention.kl_role]
+    if section.infilling is not None:
+        roles.append(section.infilling.role)
+    if section.behavior is not None:
+        roles += section.behavior.roles.values()
     if "general" not in (*recipe.data.roles, *roles):
         yield Fault(
             "evaluate.retention",
