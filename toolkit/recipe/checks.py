@@ -291,7 +291,11 @@ def _nothing_to_monitor(prefix: str, data: DataSection, train: TrainSection) -> 
 
 
 def _models(recipe: Recipe) -> Iterator[Fault]:
-    yield from recipe.search.find_faults(recipe.models, list(recipe.specialists))
+    yield from recipe.search.find_faults(
+        recipe.models,
+        list(recipe.specialists),
+        beside_a_base=recipe.train.start is not None,
+    )
     if recipe.models and recipe.tokenizer is not None:
         yield Fault(
             "models", "have the tokenizer that the section tokenizer adds to", "drop one of the two"
