@@ -15,6 +15,7 @@ from toolkit.data.formats import Faults, format_of, read_rows
 from toolkit.data.unpacked import read_whole
 from toolkit.errors import DataError, EvaluationError, sentence_end
 from toolkit.evaluate.config import BIGBENCH, MultipleChoiceSection
+from toolkit.library_errors import first_line
 from toolkit.section import replace_values
 from toolkit.stage import hash_json
 
@@ -274,5 +275,6 @@ def _hub_rows(section: MultipleChoiceSection) -> Iterator[Mapping[str, Any]]:
             hub.dataset, hub.name, split=hub.split, revision=hub.revision, streaming=True
         )
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise EvaluationError(f"{hub.dataset}: cannot be read from the hub ({first}).") from error
+        raise EvaluationError(
+            f"{hub.dataset}: cannot be read from the hub ({first_line(error)})."
+        ) from error
