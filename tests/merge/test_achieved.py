@@ -17,7 +17,6 @@ from toolkit.merge import achieved as achieved_module
 from toolkit.merge.achieved import AchievedFractions
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.kernels import compiled
-from toolkit.merge.kernels import fast as fast_module
 from toolkit.merge.kernels import workers as workers_module
 from toolkit.merge.to_disk import achieved_by, run_merge
 
@@ -184,30 +183,6 @@ def test_a_sampled_block_counts_as_all_of_it(
     assert found.whole["a"].stored is not None
     assert found.whole["a"].stored < 0.3
     assert told.whole["a"].stored == pytest.approx(found.whole["a"].stored, rel=1e-3)
-
-
-def test_blocks_of_a_kernel_that_failed_do_not_count_again(
-    family: dict[str, State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    del family
-    data = {"merge_method": "slerp", **BASE, "models": [{"model": "a"}], "parameters": {"t": 0.4}}
-    expected, _ = merged(data, tmp_path)
-    monkeypatch.setattr(workers_module, "BLOCK", 1 << 9)
-    calls = 0
-    arc = compiled.arc
-
-    def fail_midway(*arguments: Any) -> int:
-        nonlocal calls
-        calls += 1
-        return no_kernel() if calls % 3 == 0 else arc(*arguments)  # type: ignore[func-returns-value]
-
-    monkeypatch.setattr(compiled, "arc", fail_midway)
-    monkeypatch.setattr(fast_module, "_FORGONE", set())
-    told, _ = merged(data, tmp_path, num_threads=1)
-    assert calls
-    assert told.whole["a"].stored == pytest.approx(expected.whole["a"].stored, rel=1e-5)
-    for layer, row in told.layers.items():
-        assert row["a"].stored == pytest.approx(expected.layers[layer]["a"].stored, rel=1e-5)
 
 
 def test_a_merge_with_embeddings_cut_is_measured_as_it_was_made(

@@ -23,16 +23,11 @@ from typing_extensions import Self
 from toolkit.errors import ConfigError, warn
 from toolkit.limits import limit, raise_hint
 from toolkit.load_yaml import load_yaml
+from toolkit.merge.registry import LARGEST, OVERSIZE
 from toolkit.section import PositiveInt, Section, check_section
 
 Settings = dict[str, object]
 """Parameter name to setting: a scalar, a gradient (list over depth), or filtered settings."""
-
-
-LARGEST = 1e30
-"""Of a number: weights whose sum is beyond float32 would make a merge of zeros, without a word."""
-
-OVERSIZE = f"must be at most {LARGEST:g} in size: sums of it would leave float32"
 
 
 def _check_settings(value: object) -> object:

@@ -8,8 +8,9 @@ from typing import Any
 
 from toolkit.checkpoint.tensor_names import contains
 from toolkit.errors import ConfigError, did_you_mean, sentence_end
-from toolkit.merge.config import LARGEST, OVERSIZE
 from toolkit.merge.registry import (
+    LARGEST,
+    OVERSIZE,
     Method,
     Parameter,
     ParameterValues,

@@ -31,14 +31,16 @@ def kernel_folder() -> Path | None:
     for path in (*sorted((here / "source").glob("*.py")), here / "sizes.py", here / "stream.py"):
         text.update(path.read_bytes())
     name = Path("kernels") / text.hexdigest()[:16]
-    for find_cache in (cache_folder, _private_cache):
-        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
+    try:
+        for find_cache in (cache_folder, _private_cache):
             folder = find_cache() / name
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if fault := _fault_of_folder(folder):
                 warn(f"{folder}: {fault}; its kernels are not run, and are kept elsewhere.")
-            elif os.access(folder, os.W_OK):
-                return folder
+            else:
+                return folder if os.access(folder, os.W_OK) else None
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return None
     return None
 
 
