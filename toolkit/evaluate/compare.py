@@ -15,7 +15,7 @@ from toolkit.checkpoint.load import load_causal_model, load_model_config
 from toolkit.errors import ConfigError, EvaluationError
 from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection, TaskSection
-from toolkit.evaluate.load import settle_scoring
+from toolkit.evaluate.load import refuse_same_names, settle_scoring
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.library_errors import check_writable, computing, missing_library
 from toolkit.machine import cache_folder, check_cache, dtype_of
@@ -193,6 +193,7 @@ def _score(
         for questions in choices
         for items in question_sets(questions, tokenizer, section, None, metrics=("acc", "acc_norm"))
     ]
+    refuse_same_names(task_items, "toolkit eval", "score them in two commands")
     score_cache, name = ScoreCache(cache_folder() / "scores.jsonl"), content_hash(folder)
     # After the tasks were read: a wrong name should not cost the loading of a model.
     loaded_model = load_causal_model(folder, dtype_of(section.precision))

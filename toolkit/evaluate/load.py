@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,17 +83,23 @@ def _check_sets(sets: Sequence[EvaluationSet], split: SplitName) -> None:
     Raises:
         EvaluationError: they are such.
     """
-    set_names = [items.name for items in sets]
-    for set_name in set_names:
-        if set_names.count(set_name) > 1:
-            raise EvaluationError(
-                f"evaluate: two sets are called {set_name!r}; name sources, choices and tasks "
-                "apart."
-            )
+    refuse_same_names(sets, "evaluate", "name sources, choices and tasks apart")
     if not any(items.role == "domain" for items in sets):
         raise EvaluationError(
             f"evaluate: no set of the {split} split has role domain; the gain could not be seen."
         )
+
+
+def refuse_same_names(sets: Sequence[EvaluationSet], where: str, remedy: str) -> None:
+    """Refuse sets of one name, as losses and figures are kept by it.
+
+    Raises:
+        EvaluationError: there are some.
+    """
+    name_counts = Counter(items.name for items in sets)
+    for set_name, count in name_counts.items():
+        if count > 1:
+            raise EvaluationError(f"{where}: two sets are called {set_name!r}; {remedy}.")
 
 
 def _retention(
