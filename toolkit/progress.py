@@ -16,7 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(highlight=False, soft_wrap=True)
+# Names of the user's, such as `news [2024]` or `a:key:b`, are no markup and no emoji.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 LINE_SECONDS = 30.0
 """Without a terminal (a log, CI) a line is printed this often in place of the bar."""
 
@@ -25,7 +26,7 @@ Advance = Callable[[float, str], None]
 
 
 def say(text: str) -> None:
-    console.print(text, markup=False)
+    console.print(text)
 
 
 def say_columns(rows: Sequence[Sequence[str]]) -> None:
@@ -56,13 +57,13 @@ def progress(title: str, total: float, *, done: float = 0.0) -> Iterator[Advance
     """
     if console.is_terminal:
         columns = (
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total, completed=int(done), note="")

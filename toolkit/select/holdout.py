@@ -44,7 +44,8 @@ def divide(sets: Sequence[EvaluationSet], fraction: float, seed: int) -> Parts:
         group_names = sorted(
             set(items.groups), key=lambda name: (named_seed(seed, "confirm", name), name)
         )
-        num_aside = round(fraction * len(group_names))
+        # A set that is only watched may be small: whatever is set aside, something is left.
+        num_aside = min(round(fraction * len(group_names)), len(group_names) - 1)
         groups_aside = set(group_names[:num_aside])
         if items.role != "watch" and min(num_aside, len(group_names) - num_aside) < MIN_GROUPS:
             note = (
