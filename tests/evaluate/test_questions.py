@@ -96,7 +96,7 @@ def test_a_question_struck_in_a_table_of_texts_is_left_out(tmp_path: Path):
 @pytest.mark.parametrize("prompt", ["{question} {", "{question}}", "{}", "{0}", "{question.a}"])
 def test_a_prompt_that_is_no_template_is_refused_before_anything_is_read(prompt: str):
     values = {"name": "x", "files": ["a.jsonl"], "prompt": prompt}
-    with pytest.raises(ConfigError, match="prompt: .*write fields of a row as {name}"):
+    with pytest.raises(ConfigError, match=r"prompt: .*write fields of a row as \{name\}"):
         parse_section(MultipleChoiceSection, values, where="r", what="recipe")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -20,6 +21,7 @@ from toolkit.evaluate.sets import EvaluationSet
 from toolkit.library_errors import check_writable, computing, missing_library
 from toolkit.machine import cache_folder, check_cache, dtype_of
 from toolkit.progress import progress, say
+from toolkit.section import parse_section
 from toolkit.stage import content_hash, write_json
 from toolkit.statistics.bootstrap import Floats, bootstrap_figures, intervals
 from toolkit.statistics.hypothesis import holm, mcnemar, paired_permutation
@@ -32,11 +34,11 @@ _ONE_MINUS = "1 - "
 
 
 class IntervalFigures(TypedDict):
-    """An estimate with its 95 % interval."""
+    """An estimate with its 95 % interval; an end that nothing is known of is None."""
 
     estimate: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 PairFigures = TypedDict(
@@ -159,8 +161,8 @@ def _score_models(
 def _labels(models: Sequence[Path]) -> list[str]:
     names = [folder.resolve().name for folder in models]
     labels = names if len(set(names)) == len(names) else [folder.as_posix() for folder in models]
-    if len(set(labels)) < len(labels):
-        raise ConfigError(f"toolkit eval: {labels[0]} is named twice; give each model once.")
+    if repeated := [label for label, count in Counter(labels).items() if count > 1]:
+        raise ConfigError(f"toolkit eval: {repeated[0]} is named twice; give each model once.")
     return labels
 
 
@@ -168,12 +170,13 @@ def _task_section(text: str, include_path: Path | None, limit: int | None) -> Ta
     task_name, _, num_shots = text.partition("+")
     if num_shots and not num_shots.isdecimal():
         raise ConfigError(f"--tasks {text}: after the + must stand a number of examples.")
-    return TaskSection(
-        task=task_name,
-        include_path=None if include_path is None else str(include_path),
-        num_fewshot=int(num_shots) if num_shots else None,
-        limit=limit,
-    )
+    values = {
+        "task": task_name,
+        "include_path": None if include_path is None else str(include_path),
+        "num_fewshot": num_shots or None,
+        "limit": limit,
+    }
+    return parse_section(TaskSection, values, where=f"--tasks {text}", what="task")
 
 
 def _score(
@@ -211,7 +214,8 @@ def figures_of(items: EvaluationSet, losses: Mapping[str, Sequence[float]]) -> T
     """Figures of a set under each model and between each two, as plain values.
 
     Where the loss is one minus a metric, the metric itself is given: more is better again. A
-    p-value is McNemar's where items are right or wrong, else of a permutation by groups.
+    p-value is McNemar's where items are right or wrong, and intervals those of the same test, else
+    of a permutation by groups.
 
     Args:
         items: the set.
@@ -285,7 +289,9 @@ def _intervals(values: Floats, items: EvaluationSet) -> list[IntervalFigures]:
 
 
 def _plain(interval: Interval) -> IntervalFigures:
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+    # JSON has no infinity.
+    low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))
+    return {"estimate": interval.estimate, "low": low, "high": high}
 
 
 def _p_value(first: Floats, second: Floats, items: EvaluationSet) -> float:
@@ -311,4 +317,6 @@ def show_figures(tasks: Mapping[str, TaskFigures]) -> None:
 
 
 def _shown(interval: IntervalFigures, sign: Sign = "") -> str:
-    return Interval(interval["estimate"], interval["low"], interval["high"]).words(sign=sign)
+    low, high = interval["low"], interval["high"]
+    ends = (-math.inf if low is None else low, math.inf if high is None else high)
+    return Interval(interval["estimate"], *ends).words(sign=sign)
