@@ -54,6 +54,9 @@ class TaskFigures(TypedDict):
     unit: str
     higher_is_better: bool
     num_items: int
+    test: str
+    """Behind the p-values of pairs, and behind their intervals where items are right or wrong."""
+
     models: dict[str, IntervalFigures]
     pairs: list[PairFigures]
 
@@ -225,22 +228,36 @@ def figures_of(items: EvaluationSet, losses: Mapping[str, Sequence[float]]) -> T
     item_values = np.array(list(losses.values()))
     if is_rising:
         item_values = 1.0 - item_values
+    is_binary = _is_binary(item_values, items)
     model_labels = list(losses)
     pairs = list(itertools.combinations(range(len(model_labels)), 2))
     return {
         "unit": items.unit.removeprefix(_ONE_MINUS) if items.unit != "error" else "accuracy",
         "higher_is_better": is_rising,
         "num_items": len(items),
-        "models": dict(zip(model_labels, _levels(item_values, items), strict=True)),
-        "pairs": _pair_figures(item_values, model_labels, pairs, items) if pairs else [],
+        "test": "McNemar's score test" if is_binary else "permutation of groups",
+        "models": dict(zip(model_labels, _levels(item_values, items, is_binary), strict=True)),
+        "pairs": _pair_figures(item_values, model_labels, pairs, items, is_binary) if pairs else [],
     }
 
 
 def _pair_figures(
-    values: Floats, labels: Sequence[str], pairs: Sequence[tuple[int, int]], items: EvaluationSet
+    values: Floats,
+    labels: Sequence[str],
+    pairs: Sequence[tuple[int, int]],
+    items: EvaluationSet,
+    is_binary: bool,
 ) -> list[PairFigures]:
-    p_values = [_p_value(values[a], values[b], items) for a, b in pairs]
-    rows = zip(pairs, _differences(values, pairs, items), p_values, holm(p_values), strict=True)
+    # The bootstrap of few right-or-wrong answers has ends of no width; those of the test of shares
+    # have some.
+    if is_binary:
+        is_right = (values > 0.5).tolist()
+        p_values = [mcnemar(is_right[b], is_right[a]) for a, b in pairs]
+        differences = [_plain(share_difference(is_right[b], is_right[a])) for a, b in pairs]
+    else:
+        p_values = [paired_permutation(values[b], values[a], items.groups) for a, b in pairs]
+        differences = _intervals(np.array([values[b] - values[a] for a, b in pairs]), items)
+    rows = zip(pairs, differences, p_values, holm(p_values), strict=True)
     return [
         {
             "from": labels[a],
@@ -253,17 +270,6 @@ def _pair_figures(
     ]
 
 
-def _differences(
-    values: Floats, pairs: Sequence[tuple[int, int]], items: EvaluationSet
-) -> list[IntervalFigures]:
-    if _is_binary(values, items):
-        # The bootstrap of few right-or-wrong answers has ends of no width; formulas for shares have
-        # not.
-        is_right = (values > 0.5).tolist()
-        return [_plain(share_difference(is_right[b], is_right[a])) for a, b in pairs]
-    return _intervals(np.array([values[b] - values[a] for a, b in pairs]), items)
-
-
 def _is_binary(values: Floats, items: EvaluationSet) -> bool:
     """Whether items are right or wrong, and each stands for itself."""
     is_plain = items.scale == 1.0 and set(items.sizes) == {1} and len(items) > 1
@@ -271,8 +277,8 @@ def _is_binary(values: Floats, items: EvaluationSet) -> bool:
     return is_plain and stands_alone and set(np.unique(values).tolist()) <= {0.0, 1.0}
 
 
-def _levels(values: Floats, items: EvaluationSet) -> list[IntervalFigures]:
-    if _is_binary(values, items):
+def _levels(values: Floats, items: EvaluationSet, is_binary: bool) -> list[IntervalFigures]:
+    if is_binary:
         num_right = (values > 0.5).sum(axis=1).tolist()
         return [_plain(share_interval(count, len(items))) for count in num_right]
     return _intervals(values, items)
@@ -294,17 +300,15 @@ def _plain(interval: Interval) -> IntervalFigures:
     return {"estimate": interval.estimate, "low": low, "high": high}
 
 
-def _p_value(first: Floats, second: Floats, items: EvaluationSet) -> float:
-    if _is_binary(np.array([first, second]), items):
-        return mcnemar(list(second > 0.5), list(first > 0.5))
-    return paired_permutation(second, first, items.groups)
-
-
 def show_figures(tasks: Mapping[str, TaskFigures]) -> None:
     """Print the figures of sets under each model, and between each two."""
     for set_name, task in tasks.items():
         better_side = "higher" if task["higher_is_better"] else "lower"
-        say(f"\n {set_name}: {task['unit']}, {better_side} is better, {task['num_items']} items")
+        tested = f", p-values by {task['test']}" if task["pairs"] else ""
+        say(
+            f"\n {set_name}: {task['unit']}, {better_side} is better, {task['num_items']} "
+            f"items{tested}"
+        )
         label_width = max(len(label) for label in task["models"])
         for label, interval in task["models"].items():
             say(f"   {label:{label_width}s}  {_shown(interval)}")

@@ -127,6 +127,7 @@ def _fits(item: Prompted, longest: int | None) -> bool:
     return longest is None or len(item.prompt) + max(map(len, item.continuations)) - 1 <= longest
 
 
+@torch.no_grad()
 def can_share(model: Any) -> bool:
     """Whether prompts may share a cache, and go through the model together: tried once per model,
     as some pass over the positions or masks that this takes."""
