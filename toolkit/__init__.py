@@ -45,6 +45,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    # Python asks here for every name that the module lacks, submodules not yet imported among them:
+    # `from toolkit import merge` goes on to the folder only after an AttributeError.
     if name not in _PLACES:
         raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
     module_name, inner_name = _PLACES[name].split(":")

@@ -65,6 +65,8 @@ def bounded(what: str, seconds: str, size: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _timer(seconds: int) -> Iterator[None]:
+    # Python runs signal handlers in the main thread and lets no other one set them; Windows has no
+    # setitimer at all.
     in_main = threading.current_thread() is threading.main_thread()
     # A timer that runs is somebody else's, such as a test's.
     if in_main and hasattr(signal, "setitimer") and not signal.getitimer(signal.ITIMER_REAL)[0]:
@@ -85,6 +87,7 @@ def _signal_timer(seconds: int) -> Iterator[None]:
     try:
         yield
     finally:
+        # The clock stops before the handler goes: an alarm without a handler ends the process.
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, former_handler)
 
@@ -92,6 +95,7 @@ def _signal_timer(seconds: int) -> Iterator[None]:
 @contextlib.contextmanager
 def _thread_timer(seconds: int) -> Iterator[None]:
     """The same in any thread: another one raises the error in it, between two of its steps."""
+    # The C function takes an unsigned long; ctypes would pass a bare integer as an int, and cut it.
     thread_id = ctypes.c_ulong(threading.get_ident())
     raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
     guard, over = threading.Lock(), threading.Event()
@@ -103,6 +107,7 @@ def _thread_timer(seconds: int) -> Iterator[None]:
                 raise_in_thread(thread_id, ctypes.py_object(_TimeIsUpError))
 
     timer = threading.Timer(seconds, stop)
+    # A command that is done must not wait for the clock to run out.
     timer.daemon = True
     timer.start()
     try:
@@ -152,11 +157,15 @@ def _set_memory(num_bytes: int) -> tuple[int, int] | None:
     try:
         import resource
 
+        # The system bounds address space, not memory in use, and libraries reserve far more of that
+        # than they touch: so the bound is counted from what is mapped already.
         pages_used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     except (ImportError, OSError, ValueError):
         return None
     soft_limit, hard = resource.getrlimit(resource.RLIMIT_AS)
     wanted = pages_used * resource.getpagesize() + num_bytes
+    # A stricter bound is somebody's wish and stays. The hard limit is never changed: without
+    # special rights it cannot be raised again.
     if any(known != resource.RLIM_INFINITY and known < wanted for known in (soft_limit, hard)):
         return None
     resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))

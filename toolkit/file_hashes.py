@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from toolkit.leftovers import appearing_file
 from toolkit.machine import cache_folder
@@ -42,10 +42,16 @@ def verify_all(wanted: bool) -> None:
 
 def read_hash(path: Path) -> str:
     """sha256 of all of a file, read now."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return hash_open(file)
+
+
+def hash_open(file: IO[bytes]) -> str:
+    """sha256 of all that an open file still gives."""
+    digest = hashlib.sha256()
+    # In blocks, as a file of weights may be larger than the memory.
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -58,6 +64,8 @@ def known_hash(path: Path) -> str:
     if entry is not None and entry[:-1] == mark and not os.environ.get(_VERIFY):
         return str(entry[-1])
     digest = read_hash(path)
+    # Looked at again after reading: what changed meanwhile would be remembered with a hash of half
+    # the old bytes and half the new.
     if _mark(path) == mark and time.time() - path.stat().st_mtime > _SETTLED_SECONDS:
         _remember(key, [*mark, digest])
     return digest
@@ -74,16 +82,20 @@ def differing_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
         expected: sha256 by relative path.
     """
     paths_there = {name: folder / name for name in expected if (folder / name).is_file()}
+    # Taken before anything is read, so that a change meanwhile shows as one at the next call.
     marks = {name: _mark(path) for name, path in paths_there.items()}
     whole = (str(folder.resolve()), json.dumps(sorted(marks.items())), tuple(expected.items()))
     missing = [name for name in expected if name not in paths_there]
     if whole in _SEEN and not missing:
         return []
     bytes_so_far, small_names, large_names = 0, list[str](), list[str]()
+    # Smallest first: so many files as can be are read within the budget.
     for name in sorted(paths_there, key=lambda name: marks[name][0]):
         bytes_so_far += marks[name][0]
         (small_names if bytes_so_far <= _READ_TOGETHER_BYTES else large_names).append(name)
     differing = [name for name in small_names if read_hash(paths_there[name]) != expected[name]]
+    # All large files share one entry. It has four values like that of a single file, and its key
+    # ends in a separator, which no file's path does.
     told = [[name, *marks[name], expected[name]] for name in sorted(large_names)]
     entry = [hashlib.sha256(json.dumps(told).encode()).hexdigest(), len(large_names), 0, "good"]
     key = f"{whole[0]}{os.sep}"
@@ -120,6 +132,8 @@ def _remembered() -> dict[str, list[Any]]:
 
 def _remember(key: str, entry: list[Any]) -> None:
     entries_by_key = _remembered()
+    # Out and in again: the newest stand last, and the oldest fall off the front. Of two processes
+    # that write at once one may lose an entry, and its file is read again.
     entries_by_key.pop(key, None)
     entries = [*entries_by_key.items(), (key, entry)][-_MOST_REMEMBERED:]
     with contextlib.suppress(OSError):  # it only saves time

@@ -70,6 +70,7 @@ _DATA_ERRORS = frozenset(
 _WRONG_CALLS = (TypeError, AttributeError, NameError, AssertionError, LookupError)
 """Raised in a library, these may be its fault or the caller's: only `reading` knows."""
 
+# Libraries raise a plain RuntimeError here, so that only the words tell.
 _MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
 _DISK = ("No space left on device", "os error 28")
 
@@ -84,6 +85,7 @@ def missing_library(module: str) -> str | None:
     Args:
         module: name that one of `_EXTRAS` is imported by.
     """
+    # Looked for, not imported: that would take seconds.
     if importlib.util.find_spec(module) is not None:
         return None
     name = module.replace("_", "-")
@@ -92,6 +94,7 @@ def missing_library(module: str) -> str | None:
 
 def first_line(error: BaseException, most: int = 240) -> str:
     """What an error says, in one line; its class where it says nothing."""
+    # The text of a KeyError is the bare key in quotes, which says nothing by itself.
     if type(error) is KeyError and len(error.args) == 1:
         text = f"there is no {error.args[0]!r}"
     else:
@@ -140,6 +143,7 @@ def reading(
         if is_out_of_memory(error) or _is_disk_full(error):
             raise
         raise kind(f"{place}: {what} ({_words(error)}); {advice}.") from error
+    # Panics of Rust libraries (tokenizers, safetensors) derive from BaseException.
     except BaseException as error:
         if not is_panic(error):
             raise
@@ -163,6 +167,7 @@ def computing(
         raise
     except Exception as error:
         trace_frames = _frames(error.__traceback__)
+        # The innermost frame tells whose code raised it.
         is_foreign = bool(trace_frames) and _is_foreign(trace_frames[-1].f_code.co_filename)
         system = isinstance(error, OSError) or is_out_of_memory(error) or _is_disk_full(error)
         if system or not is_foreign:
@@ -178,6 +183,7 @@ def check_writable(folder: Path, advice: str = "Change its rights, or give anoth
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # A file is really made: rights say nothing of read-only mounts and full quotas.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -201,12 +207,14 @@ def explain(error: BaseException) -> ToolkitError | None:
         return error
     blamed_place = place_of(error)
     where = f"{blamed_place}: " if blamed_place else ""
+    # Memory and disk first: whoever raises the error, what to do about it is the same.
     if is_out_of_memory(error):
         return ToolkitError(
             f"{where}memory is exhausted ({first_line(error)}). Run it on a machine with more, or "
             "with smaller settings; see `toolkit plan`."
         )
     if isinstance(error, RecursionError):
+        # With nothing in hand that could be nested, endless recursion is our own fault.
         if not blamed_place:
             return None
         return ToolkitError(f"{where}is nested too deeply to be read. Check what stands there.")
@@ -272,9 +280,11 @@ def _frames(trace: TracebackType | None) -> list[FrameType]:
 
 def _is_foreign(file: str) -> bool:
     """Whether code is of a library, of Python's own or a template's."""
+    # Before the rest: where this package is installed, it lies in site-packages too.
     if file.startswith(_PACKAGE):
         return False
     parts = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    # A name in angle brackets stands for code without a file, such as a compiled template.
     return file.startswith(("<", _STANDARD)) or bool(parts)
 
 
@@ -305,6 +315,8 @@ def place_of(error: BaseException) -> str:
         compound_names = (name for name in local_values if name.rpartition("_")[2] in _PLACES)
         for name in (*_PLACES, *compound_names):
             value = local_values.get(name)
+            # A text under such a name may be a document, so only one that names something that
+            # stands on the disk is believed.
             if isinstance(value, Path) or (isinstance(value, str) and _stands(value)):
                 return str(value)
     return ""

@@ -27,9 +27,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys: set[Any] = set()
+    # Keys are compared before `<<` is folded in: to override a merged value is meant, to write a
+    # key twice is not.
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
             continue
+        # Not deep, PyYAML would hand out lists and mappings that are filled later.
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, (dict, list)):
             raise yaml.constructor.ConstructorError(
@@ -54,16 +57,34 @@ def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict
 _UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
-def read_text(path: Path, error: type[ToolkitError] = ConfigError, size: int | None = None) -> str:
+def read_text(
+    path: Path,
+    error: type[ToolkitError] = ConfigError,
+    size: int | None = None,
+    bound: str | None = None,
+) -> str:
     """A text file as a whole, without the mark that Windows' editors put before it.
+
+    Args:
+        path: of the file.
+        error: kind of what is raised.
+        size: most bytes that are taken; None sets no bound.
+        bound: name of the limit to take in place of `size`, whose message says how to raise it.
 
     Raises:
         error: it cannot be read, is larger than `size`, or is not UTF-8.
     """
+    size = limit(bound) if bound is not None else size
+    hint = raise_hint(bound) if bound is not None else f"at most {size} are taken"
     try:
         if size is not None and path.stat().st_size > size:
-            raise error(f"{path}: has {path.stat().st_size:,} bytes; at most {size:,} are taken.")
-        return path.read_text(encoding="utf-8-sig")
+            raise error(f"{path}: has {path.stat().st_size:,} bytes; {hint}.")
+        with path.open(encoding="utf-8-sig") as file:
+            # A pipe or a device tells no size, and may have no end.
+            text = file.read() if size is None else file.read(size + 1)
+        if size is not None and len(text) > size:
+            raise error(f"{path}: has more than {size:,} bytes; {hint}.")
+        return text
     except OSError as cause:
         raise error(f"{path}: cannot be read ({cause.strerror or cause}).") from cause
     except UnicodeDecodeError as cause:
@@ -85,7 +106,7 @@ def read_json(
     Raises:
         error: it cannot be read, is larger or deeper than the limits, or is not JSON.
     """
-    text = read_text(path, error, limit("JSON_BYTES"))
+    text = read_text(path, error, bound="JSON_BYTES")
     return parse_json(text, str(path), error, advice)
 
 
@@ -173,7 +194,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, is not YAML, is not a mapping, or is larger than the
             limits, its aliases counted as what they stand for.
     """
-    return parse_yaml(read_text(path), str(path))
+    return parse_yaml(_read_yaml(path), str(path))
 
 
 def parse_yaml(
@@ -198,7 +219,11 @@ def load_yaml_documents(path: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: as there, with the number of the document.
     """
-    return _parse_documents(read_text(path), str(path))
+    return _parse_documents(_read_yaml(path), str(path))
+
+
+def _read_yaml(path: Path) -> str:
+    return read_text(path, bound="YAML_BYTES")
 
 
 def _parse_documents(
@@ -215,6 +240,7 @@ def _parse_documents(
         documents = []
         while yaml_reader.check_node():
             node = yaml_reader.get_node()
+            # On the nodes, where an alias is one object: nothing has been made of them yet.
             _refuse_growth(node, where)
             data = yaml_reader.construct_document(node)
             if data is not None:
@@ -236,6 +262,7 @@ def _parse_documents(
     finally:
         if yaml_reader is not None:
             yaml_reader.dispose()
+    # An empty file has no document, and is told that it lacks keys and values.
     for number, data in enumerate(documents or [None], start=1):
         if not isinstance(data, dict):
             place = f"{where}, document {number}" if len(documents) > 1 else where
@@ -250,7 +277,7 @@ def refuse_hostile_yaml(path: Path) -> None:
     Raises:
         ConfigError: it does, or cannot be read.
     """
-    text = read_text(path, ConfigError, limit("YAML_BYTES"))
+    text = _read_yaml(path)
     try:
         _refuse_growth(yaml.compose(text, yaml.SafeLoader), str(path))
     except RecursionError as error:
@@ -272,6 +299,8 @@ def _refuse_growth(root: yaml.Node | None, where: str) -> None:
     if root is None:
         return
     most_nodes, deepest_nesting = limit("YAML_NODES"), limit("NESTING")
+    # Depth first without recursion, which a hostile file would exhaust: each node is pushed twice,
+    # and comes up the second time when its children have their sizes.
     sizes: dict[int, tuple[int, int]] = {}
     open_nodes: set[int] = set()
     stack: list[tuple[yaml.Node, bool]] = [(root, False)]
@@ -288,11 +317,13 @@ def _refuse_growth(root: yaml.Node | None, where: str) -> None:
                     f"{where}: its aliases stand for {size:,} values or more; "
                     f"{raise_hint('YAML_NODES')}."
                 )
+            # A plain value counts as a level here, and is no nesting.
             if depth > deepest_nesting + 1:
                 raise ConfigError(
                     f"{where}: is nested too deeply; levels: {raise_hint('NESTING')}."
                 )
             sizes[id(node)] = (size, depth)
+        # Met below itself: its second turn, in which it is closed, has not come yet.
         elif id(node) in open_nodes:
             line = node.start_mark.line + 1
             raise ConfigError(f"{where}: line {line}: an alias stands within what it stands for.")

@@ -184,9 +184,9 @@ def choose_scoring_precision(
     if wish == "auto":
         fp32_speed = speeds.flops.get("fp32", 0.0)
         as_stored: Precision = own if speeds.flops.get(own, 0.0) >= fp32_speed / MARGIN else "fp32"
-        wanted_precision = overridden() or as_stored
-        # Widening is exact, narrowing is not: an override may not round what is scored.
-        return own if own == "fp32" else wanted_precision
+        # Widening is exact, all else is not: an override may not round what is scored.
+        wanted_precision = overridden()
+        return wanted_precision if wanted_precision in (own, "fp32") else as_stored
     return _grant(own if wish == "stored" else cast(Precision, wish), speeds, where)
 
 
@@ -211,6 +211,7 @@ def _grant(wish: Precision, speeds: ProductSpeeds, where: str) -> Precision:
             f"{where}: {speeds.device} cannot multiply in {wish} here; it can in "
             f"{', '.join(speeds.possible)}. Give auto, or one of these."
         )
+    # The environment asks for it by name, so that a line about its speed would only repeat.
     if wish == overridden():
         return wish  # it is known to be wanted
     fast_type = speeds.fastest
@@ -230,6 +231,7 @@ def measure_again() -> None:
     """Measure the current device and the processor anew, in place of what was kept."""
     import torch
 
+    # A set: without an accelerator the two are one, and it is measured once.
     for device in {str(current_device()), "cpu"}:
         torch_device = torch.device(device)
         speeds = measure_product_speeds(torch_device)
@@ -259,6 +261,7 @@ def product_speeds(device: torch.device | str | None = None) -> ProductSpeeds:
 
 
 def _name_of(device: torch.device) -> str:
+    # `cuda` and `cuda:0` are one device, to be measured once.
     return str(device) if device.index else device.type
 
 
@@ -271,6 +274,8 @@ def measure_product_speeds(device: torch.device) -> ProductSpeeds:
     """
     rows, width, columns = _CPU_PRODUCT if device.type == "cpu" else _GPU_PRODUCT
     all_precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+    # A few rows first: in a type without instructions of its own the whole products may take
+    # minutes. Their times, scaled up, stand for types that are not timed in full.
     times: dict[Precision, float] = {}
     for kind in all_precisions:  # a few rows, twice: the first call of a product also prepares it
         found = [_time_products(device, kind, _WARM_UP_ROWS, width, columns) for _ in range(2)]
@@ -278,6 +283,7 @@ def measure_product_speeds(device: torch.device) -> ProductSpeeds:
             times[kind] = best * rows / _WARM_UP_ROWS
     fair = [kind for kind in times if times[kind] <= _HOPELESS * times.get("fp32", times[kind])]
     best_of_whole: dict[Precision, float] = {}
+    # Then the whole products of the types that are left, in turns.
     clocks_at_start = time.perf_counter(), time.process_time()
     for round_number in range(2 * _ROUNDS):
         for kind in fair:
@@ -298,6 +304,8 @@ def _was_disturbed(device: torch.device, began: tuple[float, float]) -> bool:
         return False
     import torch
 
+    # Where the process had less of the cores than its threads could use, others had them. Work on a
+    # GPU takes no processor time, so there it cannot be told.
     processor_share = (time.process_time() - began[1]) / max(time.perf_counter() - began[0], 1e-9)
     return processor_share < UNDISTURBED * torch.get_num_threads()
 
@@ -313,6 +321,7 @@ def _time_products(
         x = torch.ones(rows, width, dtype=dtype, device=device)
         weight = torch.ones(columns, width, dtype=dtype, device=device)
         gradient = torch.ones(rows, columns, dtype=dtype, device=device)
+        # A GPU works while the call returns: the clock starts on an idle device, and stops on one.
         _wait_for(device)
         began = time.perf_counter()
         with torch.inference_mode():
@@ -369,6 +378,7 @@ def _read_speeds(key: dict[str, Any]) -> ProductSpeeds | None:
     """What was kept for exactly this machine; None where nothing usable was."""
     try:
         kept_values = json.loads(_file_of(key).read_text(encoding="utf-8"))
+        # The name of the file holds a part of the hash; what counts is the whole identity.
         if kept_values["identity"] != key:
             return None
         flops = {name: float(kept_values["speeds"]["flops"][name]) for name in DTYPE_NAMES}

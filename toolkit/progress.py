@@ -16,7 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# Names of the user's, such as `news [2024]` or `a:key:b`, are no markup and no emoji.
+# Names and paths are printed as they are: neither `[b]` nor `:100:` in one means anything. And rich
+# breaks lines at 80 columns where there is no terminal; paths in a log stay whole.
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 LINE_SECONDS = 30.0
 """Without a terminal (a log, CI) a line is printed this often in place of the bar."""
@@ -78,6 +79,7 @@ def progress(title: str, total: float, *, done: float = 0.0) -> Iterator[Advance
         now = time.monotonic()
         if done_so_far < total and now - last_line_time >= LINE_SECONDS:
             last_line_time = now
+            # By what this process did: an earlier one's share took none of its time.
             left = (now - start_time) / max(done_so_far - done, 1e-9) * (total - done_so_far)
             say(f"  {title}: {done_so_far:g}/{total:g}, {left:.0f} s left {note}")
 

@@ -138,6 +138,7 @@ def _what_is_wrong(
     section: type[BaseModel], path: tuple[str | int, ...], detail: ErrorDetails
 ) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
+    # A former key is unknown; in a mapping whose keys are listed it is a wrong literal.
     if kind in {"extra_forbidden", "literal_error"} and (now := _renamed_to(section, path)):
         return f"is called {now[-1]} now"
     if kind == "extra_forbidden":
@@ -188,6 +189,7 @@ def _annotations_at(annotation: Any, part: str | int) -> Iterator[Any]:
         for name, field in annotation.model_fields.items():
             if part in {name, field.alias}:
                 yield from _alternatives(field.annotation)
+    # The type of a mapping's keys is among them; it is no section, and drops out later.
     elif get_origin(annotation) in {dict, list, tuple}:
         for inner in get_args(annotation):
             yield from _alternatives(inner)

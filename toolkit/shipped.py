@@ -20,6 +20,7 @@ def shipped_folder(kind: ShippedKind) -> Path:
 def folders_of(kind: ShippedKind) -> list[Path]:
     """Folders to look in, in this order: that of the folder the command runs in, the package's."""
     own_folder, shipped = Path(kind), shipped_folder(kind)
+    # In a checkout the two are one folder.
     if own_folder.is_dir() and shipped.is_dir() and own_folder.samefile(shipped):
         return [own_folder]
     return [folder for folder in (own_folder, shipped) if folder.is_dir()]
@@ -40,6 +41,7 @@ def shipped_file(path: str) -> Path | None:
     """The package's file for a path such as `recipes/finance-questions.jsonl` that is not where
     the command runs, so that shipped recipes work in any folder."""
     kind, _, rest = path.partition("/")
+    # Never up and out of the package's folder: a recipe may be a stranger's.
     if kind not in ("recipes", "merges") or not rest or ".." in rest.split("/"):
         return None
     shipped_path = shipped_folder(kind) / rest  # type: ignore[arg-type]

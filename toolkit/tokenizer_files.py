@@ -24,6 +24,8 @@ _MOST_FRAME_TOKENS = 10_000
 _RISKY = re.compile(r"\)\s*(?:[*+]|\{\d*,)|\\[1-9]|\\k<")
 """Expressions in which a repeated group, or a back reference, may take exponential time."""
 
+# Runs of letters, spaces and digits with an end that does not fit: an expression with repeats in
+# repeats then tries every way to split them.
 _TRIAL = """
 import sys
 from tokenizers import Tokenizer
@@ -103,6 +105,7 @@ def _find_fault(values: Mapping[str, Any]) -> str:
     for part in ("normalizer", "decoder"):
         growth = 1.0
         for step in _steps(values.get(part)):
+            # Each step works on what the one before it made, so lengths multiply.
             growth *= _growth_of(step)
             if growth > limit("TOKENIZER_GROWTH"):
                 return (
@@ -137,6 +140,7 @@ def _fault_of_ids(values: Mapping[str, Any]) -> str:
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in token_ids):
         wrong = next(n for n in token_ids if isinstance(n, bool) or not isinstance(n, int) or n < 0)
         return f"a token has the id {wrong!r}, which is no whole number; fetch the file again."
+    # Ids may have holes, so the bound is wide; it is for ids that would fill the memory.
     if token_ids and max(token_ids) > 4 * token_count + 1_000_000:
         return (
             f"a token has the id {max(token_ids):,} where there are {token_count:,} tokens; fetch "
@@ -147,6 +151,8 @@ def _fault_of_ids(values: Mapping[str, Any]) -> str:
 
 def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
     """The steps of a normalizer or its like, those of sequences one by one."""
+    # A list in place of recursion, as sequences may hold sequences without end. It turns the order
+    # around, which neither a product nor a sum minds.
     waiting_parts = [part]
     while waiting_parts:
         item = waiting_parts.pop()
@@ -166,6 +172,7 @@ def _growth_of(step: Mapping[str, Any]) -> float:
     text = pattern.get("String") if isinstance(pattern, Mapping) else None
     if text:
         return max(1.0, len(content) / len(text))
+    # An empty match stands between any two characters: the content comes in at each of them.
     matches_nothing = text == "" or _matches_empty(str(pattern.get("Regex", "")))
     return max(1.0, len(content) + float(matches_nothing))
 
@@ -173,6 +180,7 @@ def _growth_of(step: Mapping[str, Any]) -> float:
 def _matches_empty(expression: str) -> bool:
     try:
         return re.match(expression, "") is not None
+    # The library's dialect is another one; what Python cannot read is taken to match something.
     except (re.error, RecursionError, OverflowError):
         return False
 
@@ -202,9 +210,10 @@ def _expressions(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _try_in_time(path: Path) -> str:
     """Encode short texts in a process of its own, which can be ended."""
+    # The library backtracks in its own code, in which no timer of Python could stop it.
     command = [sys.executable, "-c", _TRIAL, str(path)]
     try:
-        subprocess.run(
+        trial = subprocess.run(
             command,
             timeout=limit("TOKENIZER_SECONDS"),
             check=False,
@@ -215,5 +224,11 @@ def _try_in_time(path: Path) -> str:
         return (
             f"an expression in it takes more than {limit('TOKENIZER_SECONDS')} seconds on 50 "
             f"letters; seconds: {raise_hint('TOKENIZER_SECONDS')}."
+        )
+    # Ended by a signal, as this process would be. What is an error, the library says itself.
+    if trial.returncode < 0:
+        return (
+            f"an expression in it ends the process that encodes 50 letters (signal "
+            f"{-trial.returncode}); fetch the model's files again."
         )
     return ""

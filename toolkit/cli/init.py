@@ -51,6 +51,7 @@ def init(
             f"toolkit init: {context.args[0]!r} is one name too many; quote a glob, so that the "
             "shell leaves it to the toolkit: --documents 'texts/*.txt'."
         )
+    # A script must not hang on a question that nobody sees.
     can_ask = sys.stdin.isatty() and sys.stdout.isatty()
     if name is None:
         if not can_ask:

@@ -90,6 +90,7 @@ def describe_machine() -> MachineReport:
     device = current_device()
     cpu_speeds, device_speeds = product_speeds("cpu"), product_speeds(device)
     memory = psutil.virtual_memory()
+    # Older versions of torch have no such function; `dict` answers with nothing.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return MachineReport(
         toolkit=__version__,
@@ -172,6 +173,7 @@ def _accelerators() -> list[str]:
     if not torch.accelerator.is_available():
         return []
     device_kind = str(torch.accelerator.current_accelerator())
+    # `torch.cuda`, `torch.xpu` and their like; not all have names and properties.
     torch_module = getattr(torch, device_kind.partition(":")[0], None)
     device_lines = []
     for number in range(torch.accelerator.device_count()):

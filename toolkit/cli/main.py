@@ -39,6 +39,7 @@ for name, group in {
     "questions": questions.app,
 }.items():
     app.add_typer(group, name=name)
+# An unquoted glob arrives as further arguments; `init` says what to do about them.
 app.command(context_settings={"allow_extra_args": True})(init)
 commands = (
     plan,
@@ -58,6 +59,7 @@ for command in commands:
 
 def main() -> None:
     """Run the command line; only our own bugs show a traceback."""
+    # Before any library is imported: they read the environment then.
     quieten()
     with errors_in_one_line():
         try:
@@ -67,6 +69,8 @@ def main() -> None:
         except typer.Abort:
             raise KeyboardInterrupt from None
         except Exception as error:
+            # Told by its module: newer versions of typer carry a copy of click under their own
+            # name.
             if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
                 error.show()
                 sys.exit(getattr(error, "exit_code", 2))

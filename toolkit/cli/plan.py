@@ -49,6 +49,7 @@ def plan(
     from toolkit.plan.table import show_plan
     from toolkit.progress import say
 
+    # Before minutes of measuring: a file that stands there is refused at once.
     if write is not None:
         check_write(write)
     request = planning.PlanRequest(
@@ -67,6 +68,7 @@ def plan(
     if write is not None:
         write_recipe(run, results, write)
         say(f"{write} is ready: toolkit cpt run {write}")
+    # Last, as it ends with an error where the recipe has faults: the page stands by then.
     planning.finish(results)
 
 

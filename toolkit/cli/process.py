@@ -19,6 +19,7 @@ _STOPPED = (
 
 def quieten() -> None:
     """Keep libraries from talking, to the user or to anyone."""
+    # Defaults only: what the user has set stays.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -39,6 +40,7 @@ def errors_in_one_line() -> Iterator[None]:
         except (SystemExit, GeneratorExit):
             raise
         except BaseException as error:
+            # Imported where something failed, as most commands end well.
             from toolkit.library_errors import explain
 
             known_error = explain(error)

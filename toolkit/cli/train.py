@@ -147,6 +147,7 @@ def average(
     runs: Runs = Path("runs"),
 ) -> None:
     """Average model folders into a new one, or the last states that a recipe's cpt kept."""
+    # One place is a recipe, whose kept states are averaged; several are folders.
     if len(places) == 1:
         from toolkit.pipeline.models import ensure_average
         from toolkit.pipeline.run import Run

@@ -71,6 +71,7 @@ class WaysSection(Section):
             raise ValueError(
                 f"reference: there is no way {self.reference!r}{hint} ({', '.join(self.ways)})"
             )
+        # The line is drawn from point to point in this order, and a point twice has no slope.
         if list(self.alphas) != sorted(set(self.alphas)):
             raise ValueError(f"alphas: must rise (got {list(self.alphas)})")
         return self
@@ -78,6 +79,7 @@ class WaysSection(Section):
     def merges_of(self, way: str) -> tuple[MergeKind, ...]:
         """Which merges of a way are compared, each once, in the order of `MERGE_KINDS`."""
         asked = self.ways[way].merges
+        # In one order whatever the file says, so that tables of two files read alike.
         return tuple(
             kind for kind in MERGE_KINDS if kind in (self.merges if asked is None else asked)
         )

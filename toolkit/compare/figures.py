@@ -23,6 +23,7 @@ from toolkit.statistics.over_seeds import widen_by_seeds
 from toolkit.statistics.paired import PairedChanges
 
 Floats = NDArray[np.float64]
+# Differences of bits per byte are of the order of 1e-3; floating point errs by 1e-15 or so.
 _EXACT = 1e-9
 """A plain mean of the line lies on it by definition, whatever rounding makes of it."""
 
@@ -89,10 +90,16 @@ class ScoredWays:
         for name, (factor, coefficients) in parts.items():
             if factor == 0.0:
                 continue
+            # The same items under every model: what makes an item hard for all of them cancels
+            # here, before anything is averaged.
             columns = sum(c * self.losses[model][name] for model, c in coefficients.items())
             seed_values += factor * self._figures(name, np.asarray(columns))
             item_means = np.asarray(columns).mean(axis=0)
+            # Items scatter about their mean over seeds; the scatter between seeds comes on top
+            # below.
             changes.append(self._by_name[name].changes(item_means, weight=factor))
+        # Weights are factors with signs here and do not add up to 1, so they must not be divided
+        # by their sum.
         over_items = PairedChanges(changes, are_factors=True).combination([1.0])
         spread = over_items.interval(self.confidence)
         # The linear part of a ratio is 0 at its estimate, which is then moved to where it belongs.
@@ -141,6 +148,7 @@ class ScoredWays:
     @cached_property
     def shows_gain(self) -> bool:
         """Whether the reference surely gains: a fraction of what may be nothing has no meaning."""
+        # By the whole interval: a fraction of a gain near zero could be any number.
         return self.domain_change(self.reference).high < 0.0
 
     def kept(self, model: str) -> float:
@@ -151,10 +159,14 @@ class ScoredWays:
         """Fraction of the reference's gain; None where that shows none."""
         if not self.shows_gain:
             return None
+        # The general model is the zero of the scale, so what is above and below the line of the
+        # fraction both move with it.
         return self._interval(self.kept(model), self._kept_parts({model: 1.0, GENERAL: -1.0}))
 
     def seeds_kept(self, model: str) -> list[float | None]:
         """Of each seed, as a fraction of that seed's own reference."""
+        # One seed's reference may have lost although their mean gained: of that no fraction is
+        # taken.
         changes = zip(self.domain_changes(model), self.domain_changes(self.reference), strict=True)
         return [
             float(own / whole) if self.shows_gain and whole < 0 else None for own, whole in changes
@@ -163,6 +175,7 @@ class ScoredWays:
     def _kept_parts(self, coefficients: Coefficients) -> dict[str, tuple[float, Coefficients]]:
         """Linear part of a fraction of the reference's gain: how it moves with what is above the
         line of the fraction, and, by as much as it is itself, with what is below."""
+        # The derivative of a ratio a / b with respect to both: (da - (a / b) db) / b.
         fraction = (
             sum(c * float(self.domain_changes(model).mean()) for model, c in coefficients.items())
             / self._reference_change
@@ -179,6 +192,8 @@ class ScoredWays:
 
     def has_line(self, name: str) -> bool:
         """Whether the reference specialist surely loses on a set, over items and seeds."""
+        # Where the reference loses nothing, a plain mean trades nothing, and the slope below would
+        # divide by what may be zero.
         return self.shows_gain and self.set_change(self.reference, name).low > 0.0
 
     def place_on_line(self, name: str, loss: float) -> LinePlace:
@@ -193,9 +208,13 @@ class ScoredWays:
         whole_slope = line_kept[-1] / line_losses[-1]
         if loss >= line_losses[-1]:
             return LinePlace({models[-1]: 1.0}, line_kept[-1], whole_slope)
+        # Losses need not rise along the line: the farthest point is the best plain mean at that
+        # cost, which is the one to beat.
         below = [place for place, line_loss in enumerate(line_losses) if line_loss <= loss]
         if not below:
             return LinePlace({GENERAL: 1.0}, 0.0, whole_slope)
+        # The next point loses more than this loss, and the left one does not, so the step is above
+        # zero.
         left, right = below[-1], below[-1] + 1
         step = line_losses[right] - line_losses[left]
         part = (loss - line_losses[left]) / step
@@ -210,6 +229,8 @@ class ScoredWays:
         moves the place on the line, and so the distance by the line's slope there.
         """
         place = self.place_on_line(name, float(self.set_changes(model, name).mean()))
+        # The place depends on measured losses itself. Both its sides move, which the slope turns
+        # into gain: left out, the interval would take the line for known.
         apart = {line_model: -share for line_model, share in place.mixture.items()}
         apart[model] = apart.get(model, 0.0) + 1.0
         parts = {**self._kept_parts(apart), name: (-place.slope, apart)}

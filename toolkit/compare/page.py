@@ -81,6 +81,7 @@ def _verdict(results: ComparisonResults) -> str:
         return [
             way.title
             for way in results.figures
+            # Only on all sets: whatever leaves the line on one may pay for it on another.
             if all(way.sets[one.name].standing == standing for one in lines)
         ]
 
@@ -111,6 +112,7 @@ def _line_section(results: ComparisonResults) -> PageSection:
 def _chart(results: ComparisonResults, one: ComparedSet) -> str:
     places = [(way.sets[one.name].change, way.gain_kept) for way in results.figures]
     line = [(point.set_changes[one.name], point.gain_kept) for point in results.line]
+    # Without a gain of the reference there is no fraction, and the point is left out.
     kept = [100.0 * k.estimate for _, k in (*places, *line) if k is not None]
     plot = Plot(
         Axis.around([0.0, *(c.estimate for c, _ in (*places, *line))], f"{one.name}, {one.unit}"),
@@ -120,6 +122,7 @@ def _chart(results: ComparisonResults, one: ComparedSet) -> str:
         height=420,
     )
     shown_points = [point for point in results.line if point.gain_kept is not None]
+    # The general model begins the line: it loses nothing and keeps nothing.
     xs = [0.0, *(point.set_changes[one.name].estimate for point in shown_points)]
     ys = [0.0, *(100.0 * p.gain_kept.estimate for p in shown_points if p.gain_kept is not None)]
     plot.line(xs, ys, "s0 thin")
@@ -259,6 +262,7 @@ def _seeds_section(results: ComparisonResults) -> PageSection:
 
 
 def _seed_cell(seed: SeedOfWay, general: tuple[ComparedSet, ...]) -> Cell:
+    # What is not known is stored as null, which must not be formatted as a number.
     (kept,) = finite([seed.gain_kept]) or [float("nan")]
     words = NOT_KNOWN if seed.gain_kept is None else f"{kept:.0%}"
     changes = " ".join(decimals(seed.set_changes[one.name], 3, "+") for one in general)

@@ -141,12 +141,15 @@ def ensure_comparison(
     """
     comparison = open_comparison(run, ways)
     reused_roots = [] if reuse is None else [find_reused_root(run, reuse)]
+    # Only for its refusal: seeds must be tested on the same documents.
     are_documents_the_same(run.recipe, asked=True)
     _tell(comparison, run, num_seeds)
     runs_by_seed = [
         runs_of_ways(run, comparison, number, reused_roots) for number in range(num_seeds)
     ]
+    # One seed is enough: later ones take over the documents of the first.
     _refuse_other_documents(comparison, runs_by_seed[0])
+    # Every way under the first seed first: what is wrong with one shows before later seeds begin.
     made = [
         [
             _make_way(way, runs[way.name], f"{number} of {num_seeds}", again=score_test_again)
@@ -155,6 +158,7 @@ def ensure_comparison(
         for number, runs in enumerate(runs_by_seed, start=1)
     ]
     _refuse_other_general(made)
+    # Everything is made. What follows is scored in one stage, whose inputs are the very models.
     evaluate = _settle_evaluation(run, comparison, made)
     data = made[0][0].inputs.data
     stage = run.stage(
@@ -165,6 +169,7 @@ def ensure_comparison(
             "seeds": [ways_of_seed[0].run.recipe.seed for ways_of_seed in made],
         },
         {
+            # The file and not its stage: training documents of the ways differ, and may.
             "documents": hash_file(data / "test.jsonl"),
             **evaluation_inputs(evaluate),
             **{
@@ -186,6 +191,8 @@ def ensure_comparison(
             results = run_comparison(run, comparison, made, evaluate, stage)
             write_json(work / FIGURES, results.model_dump(mode="json"))
             write_page(results, work / PAGE)
+            # They let a killed comparison go on; results hold figures alone, and the cache every
+            # loss.
             scores = tuple(path.name for path in work.glob("scores-*.json"))
             way_names = [way.name for way in comparison.ways]
             stage.finish({"seeds": num_seeds, "ways": way_names}, drop=scores)
@@ -215,6 +222,8 @@ def _tell(comparison: Comparison, run: Run, num_seeds: int) -> None:
         f"{num_seeds} seeds, {num_trained * num_seeds} specialists to train or to find"
     )
     for place, way in enumerate(ways):
+        # Two names for one recipe are no mistake that stops, but a reader would take equal figures
+        # for a finding.
         twin = next((one.name for one in ways[:place] if one.recipe == way.recipe), None)
         if twin is not None:
             say(f"  {way.name} is the same as {twin}: its figures will be equal")
@@ -254,6 +263,7 @@ def _refuse_other_documents(comparison: Comparison, runs: Mapping[str, Run]) -> 
     hashes: dict[str, str] = {}
     for way in comparison.ways:
         rows = read_rows(ensure_data(runs[way.name]) / "test.jsonl")
+        # Ids and texts: fields such as a row's group may differ and change no loss.
         hashes[way.name] = hash_json([[row["id"], row["text"]] for row in rows])
         reference = comparison.reference.name
         if hashes[way.name] != hashes[reference]:
@@ -268,16 +278,20 @@ def _make_way(way: PlannedWay, run: Run, seed_words: str, *, again: bool) -> Mad
     say(f"way {way.name}, seed {run.recipe.seed} ({seed_words}): {run.root}")
     heal = run.recipe.heal if "heal" in way.merges else None
     heals_merge = heal is not None and heal.source == "merge"
+    # A way that is compared as it is trained is spared its search, which takes longest.
     needs_merge = heals_merge or bool({"plain", "search"} & set(way.merges))
     stored: dict[str, Path] = {}
     if needs_merge:
         stored[_MERGED] = ensure_merge(run, score_test_again=again)
     merge = read_results(stored[_MERGED]) if needs_merge else None
     general, specialists = ensure_general(run), ensure_specialists(run)
+    # A merge stage has compared the models itself.
     if not run.recipe.trains and merge is None:
         refuse_unfit(run, general, specialists)
     others = ensure_models(run)
     inputs = MergeInputs(run.name, run.recipe, general, specialists, ensure_data(run), others)
+    # Healing refuses a source without a gain: where no merge qualified, the general model stands
+    # for it.
     if heal is not None and not (heals_merge and merge is not None and not merge.any_merge):
         stored[_HEALED] = ensure_heal(run, score_test_again=again)
     return MadeWay(way, run, inputs, merge, stored)
@@ -288,6 +302,7 @@ def _refuse_other_general(made: Sequence[Sequence[MadeWay]]) -> None:
     Raises:
         ConfigError: each seed makes a general model of its own.
     """
+    # By content, as each seed's run may have a folder of its own for one and the same model.
     first, *others = (ways_of_seed[0].inputs.general for ways_of_seed in made)
     for general in others:
         if fingerprint(general) != fingerprint(first):
@@ -323,22 +338,23 @@ def run_comparison(
         stage: the comparison.
     """
     first = made[0][0]
-    sets = load_sets(evaluate, first.inputs.data, first.inputs.general, "test")
+    test = _TestSets.load(evaluate, first.inputs)
     columns: dict[str, dict[str, list[list[float]]]] = {}
     num_scorings = 0
     all_made = [one for ways_of_seed in made for one in ways_of_seed]
     for number, one in enumerate(all_made, start=1):
         alphas = comparison.section.alphas if one.way is comparison.reference else ()
-        num_before, losses = _score_way(one, sets, alphas, comparison.name, stage)
+        num_before, losses = _score_way(one, test, alphas, comparison.name, stage)
         num_scorings = num_before if one is first else num_scorings
         for model, by_set in losses.items():
             for name, values in by_set.items():
+                # Seed by seed in one order, so that rows of all models are of the same seeds.
                 columns.setdefault(model, {}).setdefault(name, []).append(values)
         seed = one.run.recipe.seed
         say(f"  scored {number} of {len(all_made)}: {one.way.name}, seed {seed}")
     scored = ScoredWays(
-        sets,
-        set_weights(run.recipe, sets),
+        test.sets,
+        set_weights(run.recipe, test.sets),
         {
             model: {name: np.array(rows, dtype=np.float64) for name, rows in by_set.items()}
             for model, by_set in columns.items()
@@ -347,6 +363,19 @@ def run_comparison(
         line={alpha: _line_title(alpha) for alpha in comparison.section.alphas},
     )
     return _collect(run, comparison, made, scored, num_scorings)
+
+
+@dataclass(frozen=True)
+class _TestSets:
+    """The test sets and the section that they were read by, as one: its precision is in their keys
+    in the cache of scores, so every model is scored in it, whatever its way says."""
+
+    section: EvaluateSection
+    sets: list[EvaluationSet]
+
+    @classmethod
+    def load(cls, section: EvaluateSection, inputs: MergeInputs) -> _TestSets:
+        return cls(section, load_sets(section, inputs.data, inputs.general, "test"))
 
 
 def _title(way: str, kind: MergeKind) -> str:
@@ -359,7 +388,7 @@ def _line_title(alpha: float) -> str:
 
 def _score_way(
     made: MadeWay,
-    sets: Sequence[EvaluationSet],
+    test: _TestSets,
     alphas: Sequence[float],
     comparison_name: str,
     stage: Stage,
@@ -369,7 +398,7 @@ def _score_way(
 
     Args:
         made: the way.
-        sets: the test sets.
+        test: the test sets.
         alphas: plain means of the line, where it is the reference.
         comparison_name: name of the file of ways, for the ledger.
         stage: the comparison, in whose working folder scores are kept.
@@ -387,16 +416,17 @@ def _score_way(
         candidates |= {GENERAL: endpoint(GENERAL), reference: endpoint(SPECIALIST)}
         candidates |= {_line_title(alpha): search.plan.plain_mean(alpha) for alpha in alphas}
     num_scorings = _note_scoring(made, search, candidates, comparison_name)
+    # A file for each way and seed: a killed comparison goes on where it was.
     log = stage.work / f"scores-{made.run.recipe.seed}-{made.way.name}.json"
     stored = {title: one for title, one in candidates.items() if one.name in made.stored}
     merged = {title: one for title, one in candidates.items() if title not in stored}
-    losses = _score(search, merged, sets, log, cache_file(way_stage))
+    losses = _score(search, merged, test, log, cache_file(way_stage))
     if stored:
         # Models beside the two, in a search of its own: scores of merges are kept by all models
         # that they could be of, and those of the merge stage are to be found.
         inputs = replace(made.inputs, others={**made.inputs.others, **made.stored})
         beside = _prepare_silently(inputs, merge_stage(made.run, inputs))
-        losses |= _score(beside, stored, sets, log, cache_file(way_stage))
+        losses |= _score(beside, stored, test, log, cache_file(way_stage))
     return num_scorings, losses
 
 
@@ -409,18 +439,20 @@ def _prepare_silently(inputs: MergeInputs, stage: Stage) -> Search:
 def _score(
     search: Search,
     candidates: Mapping[str, Candidate],
-    sets: Sequence[EvaluationSet],
+    test: _TestSets,
     log: Path,
     cache: Path,
 ) -> dict[str, dict[str, list[float]]]:
     """Losses of candidates, by their titles and by set, in the order of the items."""
-    objective, scorer = search.objective(sets), Scorer(search.bench(cache=cache), log)
+    bench = search.bench(cache=cache, evaluate=test.section)
+    objective, scorer = search.objective(test.sets), Scorer(bench, log)
     losses_by_model: dict[str, dict[str, list[float]]] = {}
     for title, candidate in candidates.items():
+        # Nothing was searched: a trial without scores, all of which the scorer then makes.
         outcome = Outcome(candidate, "complete", {}, 0.0, 0, 0.0, 0.0, 0)
         losses = by_item(objective, scorer.score(outcome, objective, part=_PART))
         losses_by_model[title] = {
-            item.name: [losses[item.name][name] for name in item.ids] for item in sets
+            item.name: [losses[item.name][name] for name in item.ids] for item in test.sets
         }
     return losses_by_model
 
@@ -431,6 +463,8 @@ def _candidate(made: MadeWay, search: Search, kind: MergeKind) -> Candidate:
     name = made.candidate_name(kind)
     if name in (GENERAL, SPECIALIST):
         return endpoint(name)
+    # A plain mean is merged anew in memory, as the search had it: its scores are in the cache
+    # under what it is made of, and those of its file are not.
     for step in made.merge.ladder if made.merge is not None else ():
         if step.name == name:
             return search.plan.plain_mean(step.alpha)
@@ -450,9 +484,11 @@ def _note_scoring(
     ledger = TestLedger(
         made.run.root / LEDGER, hash_of_test(search.test), {**hashes, _PART: comparison_name}
     )
+    # A merge that is stored has no key that tells what it is made of: its content stands for it.
     keys = sorted(candidate.key for candidate in candidates.values())
     keys += map(fingerprint, made.stored.values())
     name = f"toolkit compare, {comparison_name}: {', '.join(candidates)}"
+    # Never refused: whatever it shows, nothing is chosen by it.
     ledger.begin(hash_json(keys), name, again=True)
     return ledger.count
 
@@ -472,6 +508,7 @@ def _collect(
             unit=one.unit,
             num_items=len(one),
             num_groups=one.num_groups,
+            # Sets that are only watched have no line: nobody promised to keep them.
             has_line=one.role == "general" and scored.has_line(one.name),
             specialist_change=scored.set_change(scored.reference, one.name),
         )
@@ -482,17 +519,7 @@ def _collect(
         for place, way in enumerate(comparison.ways)
         for kind in way.merges
     )
-    ways = tuple(
-        WayResult(
-            name=way.name,
-            note=way.note,
-            settings=dict(way.settings),
-            trains_as=way.trains_as if run.recipe.trains else None,
-            costs=mean_costs([costs_of(ways_of_seed[place]) for ways_of_seed in made]),
-        )
-        for place, way in enumerate(comparison.ways)
-    )
-    line = [(alpha, scored.line[alpha]) for alpha in sorted(scored.line)]
+    # Losses of two units have no common unit that could be printed.
     domain_units = {one.unit for one in sets if one.role == "domain"}
     return ComparisonResults(
         recipe=run.name,
@@ -503,7 +530,10 @@ def _collect(
         confidence=scored.confidence,
         domain_unit=domain_units.pop() if len(domain_units) == 1 else "mean loss",
         sets=sets,
-        ways=ways,
+        ways=tuple(
+            _way_result([ways_of_seed[place] for ways_of_seed in made])
+            for place in range(len(comparison.ways))
+        ),
         figures=figures,
         line=tuple(
             LinePoint(
@@ -512,10 +542,26 @@ def _collect(
                 gain_kept=scored.gain_kept(model),
                 set_changes={one.name: scored.set_change(model, one.name) for one in sets},
             )
-            for alpha, model in (*line, (1.0, scored.reference))
+            for alpha, model in (*sorted(scored.line.items()), (1.0, scored.reference))
         ),
         remarks=tuple(_remarks(comparison, scored, sets, figures)),
         test_scorings=num_scorings,
+    )
+
+
+def _way_result(made: Sequence[MadeWay]) -> WayResult:
+    """A way beside its figures.
+
+    Args:
+        made: the way as each seed made it.
+    """
+    way, trains = made[0].way, made[0].run.recipe.trains
+    return WayResult(
+        name=way.name,
+        note=way.note,
+        settings=dict(way.settings),
+        trains_as=way.trains_as if trains else None,
+        costs=mean_costs([costs_of(one) for one in made]),
     )
 
 
@@ -567,6 +613,7 @@ def _figures_of(
 def costs_of(made: MadeWay) -> WayCosts:
     """What a way took under one seed, as its stages noted it."""
     merge, trains = made.merge, made.run.recipe.trains
+    # A specialist that was averaged notes no tokens of its own, and a named one nothing at all.
     notes = read_manifest(made.specialist)["results"] if trains else {}
     tokens, rate = notes.get("num_targets"), notes.get("tokens_per_second")
     conversations = own_conversations(made.run, made.inputs.general) if trains else None
@@ -590,6 +637,7 @@ def mean_costs(costs: Sequence[WayCosts]) -> WayCosts:
     means: dict[str, float | None] = {}
     for name in WayCosts.model_fields:
         values = [getattr(one, name) for one in costs]
+        # A mean over the seeds that happen to be known would be compared with one over all.
         means[name] = None if None in values else fmean(values)
     return WayCosts(**means)
 

@@ -29,6 +29,7 @@ def show_comparison(results: ComparisonResults, folder: Path) -> None:
         cells = [standing_words(way.sets[one.name]) for one in general]
         rows.append([way.title, kept_words(way.gain_kept), *cells])
     say_columns(rows)
+    # Without a line every way would be given the same sentence.
     for way in results.figures if results.lines() else ():
         say(f"{way.title}: {sentence_of(results, way)}")
     say("What a way takes, a mean over seeds, as its stages noted it:")
@@ -70,6 +71,7 @@ def summary(results: ComparisonResults) -> str:
         f"{one.name} ({one.num_items} items"
         + (f" in {one.num_groups} groups)" if one.num_groups < one.num_items else ")")
         for one in results.sets
+        # Watched sets stand on the page: they count for nothing in what is said here.
         if one.role != "watch"
     )
     return (

@@ -10,7 +10,7 @@ from toolkit.compare.config import MergeKind, WaysSection
 from toolkit.errors import ConfigError, Fault, sentence_end
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.load_yaml import load_yaml
-from toolkit.pipeline.repeat import of_seed
+from toolkit.pipeline.repeat import of_seed, search_alone
 from toolkit.pipeline.run import Run
 from toolkit.recipe.checks import library_faults, recipe_faults
 from toolkit.recipe.layers import overlay
@@ -138,13 +138,16 @@ def load_comparison(path: Path, recipe: Recipe) -> Comparison:
             faults.append(Fault(f"ways.{name}.merges", what, "such as `heal: {source: merge}`"))
         if way_recipe is not None:
             note, merges = section.ways[name].note, section.merges_of(name)
+            # The first that is alike and not the nearest: all of a kind then name one.
             earlier = next((w.name for w in ways if _train_alike(w.recipe, way_recipe)), None)
             ways.append(PlannedWay(name, way_recipe, merges, settings, note, earlier))
+    # Of a reference that was refused nothing more is said: its own faults are in the list.
     if ways and ways[0].name == section.reference and ways[0].recipe.train.start is not None:
         what = "starts training beside the general model, so its specialist is no end of a line"
         faults.append(Fault("reference", what, "take a way without train.start"))
     evaluate, evaluate_faults = check_section(
         EvaluateSection,
+        # As it was written: defaults that are filled in would look like settings of the recipe.
         overlay(recipe.evaluate.model_dump(mode="json", exclude_unset=True), section.evaluate),
     )
     faults += [fault.below("evaluate.") for fault in evaluate_faults]
@@ -176,6 +179,7 @@ def _lay_over(recipe: Recipe, settings: Mapping[str, object]) -> tuple[Recipe | 
     way_recipe, faults = check_section(Recipe, overlay(values, dict(settings)))
     if way_recipe is None:
         return None, faults
+    # Faults of the recipe itself would otherwise be told once per way, at keys no way has.
     faults = [f for f in recipe_faults(way_recipe) if f not in recipe_faults(recipe)]
     faults += library_faults(way_recipe)
     return (None, faults) if faults else (way_recipe, [])
@@ -203,22 +207,24 @@ def runs_of_ways(
         way.name: run.root if way.recipe == run.recipe else run.root / WAYS / way.name
         for way in comparison.ways
     }
+    # Folders of ways that are called otherwise now serve as well: stages fit by what they are made
+    # from, whatever they are called.
     reused = [place for root in reuse for place in (root, *sorted((root / WAYS).glob("*")))]
     runs = {}
     for way in comparison.ways:
         own_root = roots[way.name]
         others = dict.fromkeys(root for root in (*roots.values(), *reused) if root != own_root)
-        # Workers beside this process would open the recipe by its name, without the way.
-        search = replace_values(way.recipe.search, workers=1, storage=None, study_name=None)
         way_run = replace(
             run,
+            # Reports and studies are called by it, so that two ways are told apart there.
             name=run.name if own_root == run.root else f"{run.name}/{WAYS}/{way.name}",
             recipe=run.recipe
             if own_root == run.root
-            else replace_values(way.recipe, search=search),
+            else replace_values(way.recipe, search=search_alone(way.recipe.search)),
             root=own_root,
             also=tuple(others),
         )
+        # Seeds after the first stand below each way; they borrow the way's own documents.
         runs[way.name] = of_seed(way_run, number, same_documents=True)
     return runs
 

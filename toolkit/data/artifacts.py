@@ -53,6 +53,7 @@ def fetch_artifact(artifact: ArtifactSection) -> Path:
             return cached_file
         cached_file.unlink()  # damaged in the cache; the pinned original is fetched again
     cache_entry.mkdir(parents=True, exist_ok=True)
+    # Fetched on the same disk and renamed: no other process ever sees half a file.
     with scratch_folder(cache_entry / "download") as scratch:
         fetched_file = _pip_download(artifact, scratch)
         return fetched_file.rename(cache_entry / fetched_file.name)
@@ -125,6 +126,7 @@ def open_members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]
                 has_match = True
                 yield name, member_stream
                 continue
+            # A zip file's table stands at its end, so one in another is held whole to be sought in.
             nested_bytes = read_whole(member_stream, f"{archive.name}: {name}")
             with zipfile.ZipFile(io.BytesIO(nested_bytes)) as nested_archive:
                 for inner_name, inside in _zip_members(
@@ -154,6 +156,7 @@ def extract_member(archive: Path, pattern: str, folder: Path) -> Path:
             "one file."
         )
     target_path = folder / PurePosixPath(matching_names[0]).name
+    # Escaped, as a bracket in a member's name would be read as a pattern.
     for _, stream in open_members(archive, glob.escape(matching_names[0])):
         with target_path.open("wb") as file:
             shutil.copyfileobj(stream, file, 1 << 20)
@@ -180,6 +183,7 @@ def list_members(archive: Path) -> list[str]:
 def _open_tar(archive: Path) -> Iterator[tarfile.TarFile]:
     with (
         archive.open("rb") as file,
+        # `r:` means not compressed: tarfile's own unpacking has no bound on what comes out.
         tarfile.open(fileobj=unpack_seekable(archive.name, file), mode="r:") as tar,
     ):
         yield tar
@@ -230,10 +234,12 @@ def _zip_members(
         n for n in member_names if fnmatch.fnmatchcase(n, pattern) and not n.endswith("/")
     ]
     member_infos = [archive.getinfo(member) for member in matching_names]
+    # All together first: members that share their packed bytes look harmless one by one.
     refuse_bomb(name, size, sum(member_info.file_size for member_info in member_infos))
     for member_info in member_infos:
         refuse_bomb(
             f"{name}: {member_info.filename}",
+            # A header may claim more packed bytes than the file has.
             min(member_info.compress_size, size),
             member_info.file_size,
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from toolkit.data.chunks import ChunkTable, Learned, Table, can_cut, can_cut_words, pieces_of_word
 from toolkit.data.words import take_rows
 
+# Even, so that a sign and the piece behind it (`_encode_pieces`) stay in one text.
 _TOGETHER = 512
 
 
@@ -31,6 +32,8 @@ class Backend:
         from tokenizers import Tokenizer
 
         self._core = Tokenizer.from_file(str(path))
+        # A tokenizer's file may say to cut or to fill every text, and to read `<|end|>` in a text
+        # as the token: here documents are whole, and all of them is text.
         self._core.no_truncation()
         self._core.no_padding()
         self._core.encode_special_tokens = True
@@ -108,6 +111,7 @@ class Backend:
 
     def _encode_words(self, words: list[str]) -> Learned:
         """Words with a space in front, many in one text; others each by itself."""
+        # Only a word with one space in front, and none at its end, surely joins with no neighbor.
         apart_numbers = {
             n
             for n, text in enumerate(words)
@@ -134,6 +138,7 @@ class Backend:
             words[start : start + _TOGETHER] for start in range(0, len(words), _TOGETHER)
         ]
         group_texts = ["".join(group) for group in word_groups]
+        # The empty row serves where there are no words: nothing cannot be concatenated.
         learned_rows: list[Learned] = [_flat([])]
         for group, text, ids in zip(
             word_groups, group_texts, self.encode(group_texts), strict=True

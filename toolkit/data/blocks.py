@@ -218,6 +218,7 @@ class StageBlocks:
             IndexError: a position is not in `[0, num_positions)`.
         """
         batch_shape = (len(positions), self.sequence_length)
+        # What stays free at a block's end holds separators that are in no segment and no target.
         input_ids = np.full(batch_shape, self._separator, dtype=np.int32)
         labels = np.full(batch_shape, IGNORED, dtype=np.int32)
         segments = np.full(batch_shape, -1, dtype=np.int32)
@@ -268,6 +269,7 @@ class StageBlocks:
                 members, _divide(part_total, [rest[m] for m in members]), strict=True
             ):
                 new_counts[number] = count
+        # Where one side has no blocks to come, its part goes to nobody: then all stays as it was.
         if sum(new_counts) == positions_left and wanted:
             self._mixtures.append(_Mixture(position, used, new_counts))
         return wanted / positions_left

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# A chunk goes on across white space, unless that is a single space between two words.
 _CHUNK = re.compile(r"\s*\S+(?:(?! \S)\s+\S*)*|\s+")
 _UNEVEN = ("  ", "\n ", " \n", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f")
 _PLAIN = re.compile(r" [!-&(-~]+")
@@ -92,6 +93,7 @@ class Table:
 
     def rows(self, keys: Sequence[str]) -> Learned:
         """Numbers of all keys in a row, and how many each has."""
+        # Only between calls: places that a call has given out must hold until its end.
         if len(self._place) > MAX_KNOWN:
             self._forget()
         num_known = len(self._place)
@@ -158,6 +160,7 @@ def can_cut(tokenizer_json: str) -> bool:
         "dropout"
     ):
         return False
+    # NFC composes nothing across a space; other normalizers strip, add or replace some.
     if (tokenizer_table.get("normalizer") or {"type": "NFC"})["type"] != "NFC":
         return False
     # Tokens of the vocabulary beside the model's are found before text is cut; one with a space
@@ -172,6 +175,7 @@ def can_cut(tokenizer_json: str) -> bool:
     splits_words = False
     for step in pre_tokenizers:
         if step.get("type") == "ByteLevel":
+            # It stands before a text as a whole, and would come before each of its chunks.
             if step.get("add_prefix_space"):
                 return False
             splits_words = splits_words or step.get("use_regex", True)
@@ -188,6 +192,7 @@ def _is_word_pattern(pattern: str) -> bool:
     """Patterns of GPT-2, cl100k, o200k, Llama 3 and Qwen end alike; spaces are taken in front."""
     pattern_rest = pattern.replace(r"\s+(?!\S)", "").replace(r"\s*[\r\n]+", "")
     pattern_rest = pattern_rest.replace(r"[^\s\p{L}\p{N}]", "").replace(r"\s+", "")
+    # White space anywhere else in a pattern could take the space in front of the next word.
     return pattern.endswith((r"\s+(?!\S)|\s+", r"\s+(?!\S)")) and r"\s" not in pattern_rest
 
 

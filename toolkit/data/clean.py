@@ -23,7 +23,9 @@ from toolkit.data.words import (
     word_codes,
 )
 
+# All but tab and line feed.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b\ufeff]")
+# JSON can hold half of a pair, which no encoder takes.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SPACES = re.compile(r"[ \t\u00a0]+")
 _UNTIDY = ("\t", "\u00a0", "  ", " \n")
@@ -40,6 +42,7 @@ def clean_text(text: str, collapse_spaces: bool = True) -> str:
     >>> clean_text("Net\\u00a0sales\\r\\n\\r\\n\\r\\n\\r\\nrose  2 %\\x00 ")
     'Net sales\\n\\nrose 2 %'
     """
+    # ASCII is in NFC and free of surrogates, and to ask for it costs next to nothing.
     if not text.isascii():
         if not unicodedata.is_normalized("NFC", text):
             text = unicodedata.normalize("NFC", text)
@@ -141,6 +144,7 @@ def _reason_to_leave_out(text: str, section: CleaningSection) -> str | None:
 
 def _count(counts: Counter[str], step: str, text: str) -> None:
     counts[step] += 1
+    # What was read is counted before cleaning, when half characters may still stand in it.
     counts[f"{step}, bytes"] += len(text.encode("utf-8", "replace"))
 
 

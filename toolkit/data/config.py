@@ -521,6 +521,8 @@ def identity_of_data(section: DataSection) -> dict[str, object]:
     for source in values["sources"].values():
         del source["tokens"]
         del source["specialist"]  # decides how figures are weighted, not what is read
+        # Settings that came later count only where they are set, so that data stages made before
+        # them stay as they are.
         for key in ("group_folders", "written_from"):
             if source[key] is None:
                 del source[key]

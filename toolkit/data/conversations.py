@@ -170,6 +170,7 @@ class ConversationEncoder:
                 has_end |= is_end and is_target[token_number]
                 token_number += 1
             answer_remarks[WITHOUT_END] += not has_end
+        # The plus sign drops remarks that were counted zero times.
         return LearnedConversation(tokens, is_target, +answer_remarks)
 
     def _span(

@@ -149,6 +149,7 @@ def drop_near(
 def _band_keys(rows: NDArray[np.uint32], candidates: I64, band: slice) -> U64:
     """One hash of each candidate's entries of a band, `[candidates]`."""
     hash_keys = np.zeros(len(candidates), dtype=np.uint64)
+    # Some rows at a time, so that of a mapped file only their pages are in memory.
     for start in range(0, len(candidates), 1 << 16):
         chunk = slice(start, start + (1 << 16))
         for column in rows[candidates[chunk], band].T.astype(np.uint64):

@@ -94,6 +94,7 @@ def find_filings(source: EdgarSection) -> list[Filing]:
     """
     if source.filings is not None:
         return read_filing_list(Path(source.filings))
+    # Who asks changes nothing in the answer: another person's contact finds the same list.
     asked_hash = hash_bytes(source.model_dump_json(exclude={"contact", "filings"}).encode())
     kept_list = edgar_folder() / "lists" / f"{asked_hash}.jsonl"
     if kept_list.is_file():
@@ -302,6 +303,7 @@ def _filings_of(
             continue
         if not from_year <= filing_year <= to_year:
             continue
+        # It becomes part of an address and of a path in the cache.
         if not re.fullmatch(r"\d{10}-\d{2}-\d{6}", str(accession)):
             raise DataError(f"CIK{number}: {accession!r} is no accession number.")
         yield Filing(
@@ -358,11 +360,13 @@ def read_main_document(filing: Filing) -> bytes:
 
 def is_page(data: bytes) -> bool:
     """Whether a filing is HTML, as all are since about 2001, whatever its name ends in."""
+    # The head says it; old submissions in plain text run to many megabytes.
     return bool(re.search(rb"(?i)<(?:html|body|table|div|p)\b", data[:65536]))
 
 
 def _document_of_form(data: bytes, form: str) -> bytes | None:
     for part in re.findall(rb"(?s)<DOCUMENT>(.*?)</DOCUMENT>", data):
+        # In EDGAR's SGML this element has no end tag: its value goes to the end of the line.
         document_type = re.search(rb"<TYPE>([^\r\n<]*)", part)
         text = re.search(rb"(?s)<TEXT>(.*?)(?:</TEXT>|$)", part)
         if document_type and text and document_type[1].strip().decode("ascii", "replace") == form:

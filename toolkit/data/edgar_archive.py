@@ -94,6 +94,8 @@ class EdgarArchive:
                 pause_seconds = min(2.0 * pause_seconds, _LONGEST_PAUSE)
             try:
                 _wait_for_turn()
+                # Streamed, so that an answer that is too large is given up before all of it is
+                # held.
                 with self._session.get(address, stream=True, timeout=_TIMEOUT_SECONDS) as answer:
                     if answer.status_code == requests.codes.ok:
                         return _read_body(answer, address)
@@ -149,6 +151,7 @@ def _wait_for_turn() -> None:
     pace_file = edgar_folder() / ".pace"
     pace_file.parent.mkdir(parents=True, exist_ok=True)
     with pace_file.open("a") as file:
+        # Held while it sleeps, too: whoever waits for the lock then starts a whole pause later.
         fcntl.flock(file, fcntl.LOCK_EX)
         wait_seconds = pace_file.stat().st_mtime + 1.0 / REQUESTS_PER_SECOND - time.time()
         # More than one pause in the future is a clock that was set back, not another process.

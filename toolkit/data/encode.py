@@ -128,6 +128,7 @@ def _pieces(text: str, characters: int | None) -> list[str]:
     if characters is None:
         return [text]
     pieces = [""]
+    # It cuts at form feeds and the like, too, and keeps them: pieces together are the text.
     for line in text.splitlines(keepends=True):
         if len(pieces[-1]) >= characters:
             pieces.append("")
@@ -191,6 +192,7 @@ class TextTokenizer:
             self.vocabulary = dict(_full_tokenizer(folder).get_vocab())
 
     def __len__(self) -> int:
+        # Ids may have gaps, so the largest one counts.
         return max(self.vocabulary.values(), default=-1) + 1
 
     @property
@@ -290,6 +292,7 @@ def _fim_cut(text: str, name: str, section: FimSection, seed: int) -> tuple[list
     """A text in three parts by two random places, or whole; and whether suffix goes first."""
     if stable_unit("fim", seed, name) >= section.rate:
         return [text], False
+    # One place more than there are characters: each of the three parts may be empty.
     cut_places = sorted(int(stable_unit("fim", seed, name, end) * (len(text) + 1)) for end in "ab")
     is_spm = stable_unit("fim order", seed, name) < section.spm_rate
     return [
@@ -311,6 +314,7 @@ def _rearranged(parts: list[list[int]], is_spm: bool, ids: tuple[int, int, int])
     prefix_part, middle_part, suffix_part = parts
     prefix_id, suffix_id, middle_id = ids
     if is_spm:
+        # The prefix stands behind the token of the middle, so that both read on as one text.
         return [prefix_id, suffix_id, *suffix_part, middle_id, *prefix_part, *middle_part]
     return [prefix_id, *prefix_part, suffix_id, *suffix_part, middle_id, *middle_part]
 

@@ -121,6 +121,7 @@ def _read_in_order(
             documents = read_texts(texts, source_number, shard, index.row[shard_members])
             documents_by_number.update(zip(shard_members.tolist(), documents, strict=True))
         for number in pool_part.tolist():
+            # Popped, so that a text is let go once it was looked at.
             yield number, documents_by_number.pop(number)
         pool_start = pool_stop
 

@@ -69,6 +69,7 @@ def source_files(source: SourceSection) -> Iterator[SourceFile]:
             count = stem_counts[file_stem]
             key = file_stem if count == 1 else f"{file_stem}~{count}"
             yield SourceFile(key, name, partial(_decompressed, name, stream))
+    # Keys begin document ids, and ids decide splits: no two files of a source may share one.
     seen_keys: set[str] = set()
     seen_members: set[tuple[Path, str]] = set()
     paths_by_pattern = local_paths(source)
@@ -183,6 +184,7 @@ def _matching_files(pattern: str, source: SourceSection) -> list[Path]:
         if Path(path).is_file() and not _is_excluded(os.path.relpath(path, literal_root), source)
     ]
     for path in matching_paths:
+        # Python holds such bytes as lone surrogates, which no id, hash or JSON file takes later on.
         if not path.as_posix().isascii() and _NOT_UTF8.search(path.as_posix()):
             shown_name = path.as_posix().encode("utf-8", "backslashreplace").decode()
             raise DataError(
@@ -190,6 +192,7 @@ def _matching_files(pattern: str, source: SourceSection) -> list[Path]:
             )
     if not matching_paths:
         raise DataError(_not_there(pattern, wild_pattern))
+    # `local_paths` keeps the first of several paths to a file, so the plainest comes first.
     return sorted(
         matching_paths,
         key=lambda path: (path.resolve() != path.absolute(), len(path.parts), str(path)),
@@ -214,6 +217,7 @@ def input_hashes(sources: Mapping[str, SourceSection]) -> dict[str, str]:
     """
     hashes: dict[str, str] = {}
     for name, source in sources.items():
+        # Such a list holds the hash of each filing, so its own hash stands for all of them.
         if source.edgar is not None and source.edgar.filings is not None:
             hashes[f"{name}/{source.edgar.filings}"] = _hash(Path(source.edgar.filings))
         seen_keys: set[str] = set()
@@ -248,6 +252,7 @@ def _hash(path: Path) -> str:
     digest = hashlib.sha256(f"{num_bytes} {path.stat().st_mtime_ns}".encode())
     with path.open("rb") as file:
         for number in range(_SAMPLES):
+            # Evenly spaced, with the first and the last megabyte of the file among them.
             file.seek((num_bytes - (1 << 20)) * number // (_SAMPLES - 1))
             digest.update(file.read(1 << 20))
     return "sampled:" + digest.hexdigest()
@@ -260,6 +265,7 @@ def _expand(pattern: str) -> str:
     if not Path(pattern).exists() and (shipped := shipped_file(pattern)) is not None:
         return glob.escape(str(shipped))
     pattern = os.path.expanduser(pattern)  # noqa: PTH111  (Path's raises where it knows no user)
+    # A file that is called `report[1].pdf` is meant as written, where there is one.
     if "[" in pattern:
         literal_pattern = pattern.replace("[", "[[]")
         if next(iter(expand_pattern(literal_pattern)), None) is not None:
@@ -291,6 +297,8 @@ def _walk_once(base: Path) -> Iterator[Path]:
     waiting_folders, linked_folders = [base], list[Path]()
     seen_inodes: set[tuple[int, int]] = set()
     while waiting_folders or linked_folders:
+        # Breadth first, links last: a folder is reached by its plainest path, as its key is made of
+        # that.
         folder = (waiting_folders or linked_folders).pop(0)
         try:
             folder_status = folder.stat()
@@ -342,6 +350,8 @@ def _unlike(key: str, name: str, seen: set[str]) -> str:
 
 def _without_endings(name: str) -> str:
     path = PurePosixPath(name)
+    # Both endings go: a file that is compressed later keeps its key, and its documents their
+    # splits.
     return PurePosixPath(path.stem).stem if path.suffix.lower() in OPENERS else path.stem
 
 
@@ -387,6 +397,7 @@ def _filesystem(pattern: str) -> tuple[Any, list[str]]:
         file_names = (
             sorted(file_system.glob(path)) if any(sign in path for sign in "*?[") else [path]
         )
+        # A path without wildcards has not been looked up yet.
         is_there = bool(file_names) and file_system.exists(file_names[0])
     except ImportError as error:
         raise DataError(
@@ -413,6 +424,7 @@ def _remote_files(pattern: str, source: SourceSection, seen: set[str]) -> Iterat
         key = (relative_path.parent / _without_endings(relative_path.name)).as_posix()
         key = _unlike(key, relative_path.name, seen)
 
+        # The name is bound as a default: a closure would see the last one of the loop.
         @contextmanager
         def opened(name: str = name) -> Iterator[IO[bytes]]:
             with file_system.open(name, "rb") as raw, _decompressed(name, raw) as stream:

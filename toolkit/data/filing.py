@@ -102,6 +102,7 @@ def _blocks(root: html.HtmlElement) -> Iterator[TextBlock]:
         style = (element.get("style") or "").replace(" ", "").lower()
         if "display:none" in style:
             return
+        # A weight of its own, normal too, overrules what the elements around it say.
         if "font-weight:" in style:
             bold = "font-weight:700" in style or "font-weight:bold" in style
         bold = bold or tag in {"b", "strong"}
@@ -189,6 +190,7 @@ def drop_furniture(blocks: list[TextBlock]) -> list[TextBlock]:
         shape_counts.update({part for block in _edges(page) for part in _parts(block)})
     kept_blocks: list[TextBlock] = []
     for page in pages:
+        # By identity: a line that reads the same in the middle of a page stays.
         furniture_ids = {
             id(block)
             for block in _edges(page)
@@ -203,7 +205,9 @@ def drop_furniture(blocks: list[TextBlock]) -> list[TextBlock]:
 
 def _edges(page: list[TextBlock]) -> list[TextBlock]:
     text_blocks = [block for block in page if block.text]
+    # The foot is taken from what the head left, so that a short page has no line twice.
     edge_blocks = text_blocks[:_EDGE_BLOCKS] + text_blocks[_EDGE_BLOCKS:][-_EDGE_BLOCKS:]
+    # Running heads are short; a whole paragraph that returns at a page's edge is text.
     return [block for block in edge_blocks if len(block.text) <= 120]
 
 

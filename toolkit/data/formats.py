@@ -165,6 +165,7 @@ def _paged(data: bytes, name: str, kind: str, faults: Faults) -> Iterator[Docume
 
 def _decode(data: bytes, name: str, faults: Faults) -> str | None:
     try:
+        # Some programs put a byte order mark first, which would else be the first character.
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         damage_text = (
@@ -179,6 +180,7 @@ _EMPTY = "is empty, not even a blank line; perhaps it was never written to its e
 
 def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRow]:
     line_number, most_bytes = 0, limit("LINE_BYTES")
+    # Bounded reads: a file without line ends would else be taken into memory whole.
     for line_number, line in enumerate(
         iter(partial(stream.readline, most_bytes + 1), b""), start=1
     ):
@@ -195,6 +197,7 @@ def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRow
             faults.report(where, f"is not valid JSON ({error}).", error)
             continue
         except RecursionError as error:
+            # A short line has room for thousands of brackets.
             faults.report(where, "is nested too deeply to be read.", error)
             continue
         if not isinstance(fields, dict):
@@ -207,6 +210,8 @@ def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRow
 
 def _csv(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRow]:
     most_bytes = limit("LINE_BYTES")
+    # The module's own limit, 131,072 characters, is less than many documents have. It holds for the
+    # whole process.
     csv.field_size_limit(most_bytes)
     # Bytes that are not UTF-8 stay apart as half characters, so that only their row is damaged.
     text_stream = io.TextIOWrapper(
@@ -235,6 +240,7 @@ def _csv(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRow]:
     except csv.Error as error:
         faults.report(f"{name}:{reader.line_num}", f"is not valid CSV ({error}).", error)
     finally:
+        # Else the wrapper closes the stream when it is collected, and the stream is the caller's.
         text_stream.detach()
 
 
@@ -248,6 +254,7 @@ def _parquet(stream: IO[bytes], name: str) -> Iterator[DocumentRow]:
         file = pq.ParquetFile(stream if is_file else io.BytesIO(read_whole(stream, name)))
         _refuse_parquet_bomb(file, stream, name)
         number = 0
+        # A row group can be hundreds of megabytes, and as Python objects several times that.
         for batch in file.iter_batches(batch_size=1024):
             for fields in batch.to_pylist():
                 number += 1
@@ -255,6 +262,7 @@ def _parquet(stream: IO[bytes], name: str) -> Iterator[DocumentRow]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's own
+        # Arrow's errors have many lines; an OSError without a number is damage to all callers.
         raise OSError((str(error) or type(error).__name__).splitlines()[0]) from error
 
 
@@ -272,6 +280,7 @@ def _pubmed(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRo
     """Articles of a PubMed file: title and abstract, with the labels of its parts."""
     from lxml import etree
 
+    # A stranger's XML: entities can read local files, and a DTD can be asked for over the network.
     parser_settings = {"resolve_entities": False, "no_network": True, "load_dtd": False}
     articles = etree.iterparse(stream, tag="PubmedArticle", huge_tree=True, **parser_settings)
     article_number = 0
@@ -305,5 +314,6 @@ def _article(article: Any) -> dict[str, object]:
         "pmid": article.findtext(".//PMID") or "",
         "title": title_text,
         "abstract": abstract,
+        # A title alone is no text: the empty one is left out as too short.
         "text": f"{title_text}\n\n{abstract}" if abstract else "",
     }

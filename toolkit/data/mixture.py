@@ -67,6 +67,7 @@ def taken(position: int, counts: Sequence[int]) -> list[int]:
 
 def _blocks_before(position: int, count: int, total: int) -> int:
     """How many of a source's blocks stand before a position: its share of it, rounded."""
+    # Whole numbers alone: all processes, and a resumed run, must come to the same place.
     return (position * count + total // 2) // total
 
 
@@ -89,6 +90,8 @@ def permuted(index: int, size: int, key: object) -> int:
     """
     digest = hashlib.sha256(repr(key).encode()).digest()
     round_keys = [int.from_bytes(digest[i : i + 8], "big") for i in (0, 8, 16, 24)]
+    # Halves of one size make the range up to four times as large, so a walk takes four steps at
+    # most on average.
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     half_mask = (1 << half_bits) - 1
     while True:
@@ -148,6 +151,7 @@ def plain_counts(
         source_tokens = replay_tokens * weight / sum(weights.values())
         counts[name] = round(source_tokens * blocks[name] / targets[name])
     available_tokens = sum(targets[name] for name in weights)
+    # What fits just so must not be refused because blocks are whole.
     if replay_tokens > 0 and available_tokens * section.max_repeats < replay_tokens * 0.999:
         raise DataError(
             f"data.replay_fraction: {section.replay_fraction} of the training tokens needs "
@@ -184,5 +188,6 @@ def stage_counts(
                 f"{targets[name]:,} {repeats:.1f} times; lower the fraction, add text, or raise "
                 f"data.max_repeats ({section.max_repeats:g})."
             )
+        # A source that a stage names is seen, however small its share of it.
         counts[name] = max(1, round(tokens * blocks[name] / targets[name]))
     return counts

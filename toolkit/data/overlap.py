@@ -91,10 +91,12 @@ def shares(
         return no_shares, no_shares
     # Few runs are known: those that cannot be are passed over before the search.
     likely_places = _may_be_in(known, hashes)
+    # Hashes above all known ones would be compared behind the end.
     known_places = np.minimum(np.searchsorted(known, hashes[likely_places]), len(known) - 1)
     is_known = known[known_places] == hashes[likely_places]
     documents = np.repeat(np.arange(len(num_runs)), num_runs)[likely_places][is_known]
     known_shares = np.bincount(documents, minlength=len(num_runs)) / np.maximum(num_runs, 1)
+    # A run that a document repeats counts once toward the text that owns it.
     documents, run_numbers = np.divmod(
         np.unique(documents * len(known) + known_places[is_known]), len(known)
     )
@@ -103,12 +105,15 @@ def shares(
     )
     documents, text_numbers = np.divmod(document_texts, len(sizes))
     contained_shares = no_shares.copy()
+    # Unbuffered, as a document stands here once for each text that it shares runs with.
     np.maximum.at(contained_shares, documents, common_runs / sizes[text_numbers])
     return known_shares, contained_shares
 
 
 def _may_be_in(known: U64, hashes: U64) -> I64:
     """Places of hashes whose last bits some known one has too: few, and quicker than searching."""
+    # At least sixteen places to a known run, so that few others pass by chance, as long as the
+    # table stays within 64 MiB.
     low_bits = np.uint64((1 << max(10, min(26, (16 * len(known)).bit_length()))) - 1)
     low_bits_known = np.zeros(int(low_bits) + 1, np.bool_)
     low_bits_known[known & low_bits] = True

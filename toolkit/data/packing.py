@@ -96,6 +96,7 @@ def pack_best_fit(num_targets: I64, block_tokens: int) -> PackTable:
 
 def _assign_best_fit(lengths: I64, block_tokens: int) -> I64:
     """Block of each piece; lengths fall. Open blocks are kept by their room, rooms as bits."""
+    # Whole blocks come first, a piece each: for them there is nothing to search.
     num_full = int(np.count_nonzero(lengths == block_tokens))
     block_of_piece = np.arange(len(lengths), dtype=np.int64)
     open_blocks: list[list[int]] = [[] for _ in range(block_tokens + 1)]

@@ -41,6 +41,7 @@ can be divided between training and evaluation, and every piece knows its page."
 _MIN_PAGE_WORDS = 3
 _FULL_LINE = 0.8  # of the usual length; a shorter one ends a paragraph where its sentence ends
 _SHORT_LINE = 0.6  # ends one in any case: a heading, a row of a list
+# What pdfium gives in place of a hyphen that only a line's end put in, and soft hyphens.
 _LINE_HYPHEN = re.compile("[\x02\ufffe\xad](?:\r?\n)?")
 _ENDS_SENTENCE = re.compile(r"[.!?:;…][\"'”’)\]]*$")
 _BEGINS_ITEM = re.compile(r"(?:[•·▪◦–—*-]|\(?[a-zA-Z0-9]{1,3}[).])\s")
@@ -89,6 +90,7 @@ def read_paged(data: bytes, name: str, kind: str) -> PagedText:
     readers = {"pdf": _read_pdf, "docx": _read_docx, "pptx": _read_pptx, "epub": _read_epub}
     if kind != "pdf":
         _check_archive(data, name)
+    # All of them first: what is a running head shows over the whole document alone.
     pages = list(readers[kind](data, name))
     blocks: list[TextBlock] = []
     for number, page in enumerate(pages, start=1):
@@ -173,6 +175,7 @@ def join_lines(page: str) -> list[str]:
 
 def _check_archive(data: bytes, name: str) -> None:
     """Refuse what is no zip archive, what is encrypted, and what unpacks to far more than it is."""
+    # The container of OLE: Office puts documents with a password into it, too.
     if data[:8] == b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1":
         raise DataError(
             f"{name}: is encrypted, or in the format before Office 2007; save a copy without a "
@@ -218,6 +221,7 @@ def _read_pptx(data: bytes, name: str) -> Iterator[list[TextBlock]]:
     import pptx
 
     def texts(shapes: Iterable[Any]) -> Iterator[TextBlock]:
+        # A slide lists its shapes as they were drawn, the last on top, not as they are read.
         for shape in sorted(shapes, key=lambda shape: (shape.top or 0, shape.left or 0)):
             if shape.has_text_frame:
                 for paragraph in shape.text_frame.paragraphs:

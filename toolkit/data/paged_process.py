@@ -63,6 +63,8 @@ class _ReaderProcess:
             target=_serve, args=(their_end, limit("PAGED_BYTES")), daemon=True
         )
         self._process.start()
+        # While this process holds it, the pipe would not end with the reader, and `recv` would wait
+        # for good.
         their_end.close()
 
     def stop(self) -> None:
@@ -93,6 +95,7 @@ def _serve(pipe: Connection, num_bytes: int) -> None:
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
+        # Of the address space, as libraries in C allocate past Python.
         resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
         while True:
@@ -104,6 +107,7 @@ def _serve(pipe: Connection, num_bytes: int) -> None:
             except ImportError as error:
                 answer = ("absent", error.name or str(error))
             except MemoryError:
+                # There is no memory to say so; that the pipe ends says it.
                 return
             except Exception as error:  # what a library raises about a stranger's file
                 answer = ("fault", f"{name}: cannot be read ({first_line(error)}).")

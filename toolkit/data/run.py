@@ -88,6 +88,7 @@ def run_data(
         DataError: a split that is needed has no documents, or replay text runs out.
     """
     with WorkerProcesses() as workers:
+        # Processes take seconds to start, in which small sources are read already.
         if any(local_bytes(source) > 4 * SHARD_BYTES for source in section.sources.values()):
             workers.start()
         summary = _DataRun(section, stage, tokenizer_folder, workers, say, for_training).act()
@@ -119,6 +120,7 @@ class _DataRun:
             texts_by_source = self._read_sources(texts)
             counts = {name: Counter(found.counts) for name, found in texts_by_source.items()}
             index = load_index(texts, [found.shards for found in texts_by_source.values()])
+            # The workers load the tokenizer while this process looks for duplicates.
             self.workers.prepare(open_tokenizer, self.tokenizer_folder)
             # Duplicates go first: a text that stands in two splits would make the test too easy.
             usable = _drop_duplicates(section, index, list(counts.values()))
@@ -131,11 +133,13 @@ class _DataRun:
             _count_unused(index, usable, tables, evaluation, counts)
             _refuse_empty(section, tables if self.for_training else None, evaluation, counts)
 
+            # From here on tokens count, not texts: pieces go to blocks, and blocks to stages.
             stage_entries: list[StageEntry] = []
             if self.for_training:
                 num_blocks = write_packs(section, tables, work)
                 stage_entries = plan_stages(section, tables, num_blocks)
                 write_blocks(work, _blocks_table(stage.seed, frame, tables, stage_entries))
+            # What was used is written down: filings, evaluation sets, documents, figures.
             _complete_filing_lists(section, work)
             for split, documents in evaluation.items():
                 write_documents(work / f"{split}.jsonl", documents)
@@ -145,6 +149,7 @@ class _DataRun:
                 section, index, tables, stage_entries, evaluation, counts, frame, damaged
             )
             write_report(work / "report.md", summary)
+            # Cleaned texts only serve to go on after an interruption.
             stage.finish(summary.to_json(), drop=(_TEXTS,))
         return summary
 
@@ -430,6 +435,7 @@ def _write_document_list(
             source_role = section.sources[name].role
             num_tokens = dict(zip(table.index.tolist(), table.num_tokens.tolist(), strict=True))
             shards = index.shard[table.index]
+            # Shard by shard, so that each file is opened once.
             for shard in np.unique(shards).tolist():
                 members = table.index[shards == shard]
                 member_names = read_names(texts, number, shard, index.row[members])

@@ -63,6 +63,7 @@ def read_documents(
     documents = read(name, source, faults)
     for number, document in enumerate(documents, start=1):
         yield document
+        # Behind the yield: to ask for one more document could open, or fetch, the next file.
         if number == source.max_documents:
             return
 
@@ -103,12 +104,15 @@ def _document(
 def _read_document(
     name: str, source: SourceSection, key: str, row: DocumentRow, faults: Faults
 ) -> Document | None:
+    # The id decides split and order, so it is made of what stays when files are added: source, the
+    # file's key, and the place in the file.
     document_id, group = f"{name}/{key}{row.place}", key
     group_folder = (
         "/".join(key.split("/")[:-1][: source.group_folders]) if source.group_folders else ""
     )
     if row.fields is None:
         return Document(document_id, name, group_folder or group, row.text)
+    # Pieces of one file belong together; rows of a table stand for themselves.
     group = group_folder or f"{key}{row.place}"
     if source.id_field is not None:
         value = _field(row, source.id_field, "id_field")
@@ -157,6 +161,7 @@ def _conversation(
         )
         faults.report(row.where, damage_text)
         return None
+    # The words alone serve cleaning and duplicates; the template is given the messages as they are.
     text = "\n".join(message["content"] for message in messages)
     return Document(identity, name, group, text, json.dumps(messages, ensure_ascii=False))
 

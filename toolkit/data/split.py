@@ -18,6 +18,7 @@ def stable_unit(*names: object) -> float:
     >>> stable_unit("finance", 1) == stable_unit("finance", 1)
     True
     """
+    # Names do not hold zeros in practice, so ("ab", "c") and ("a", "bc") are told apart.
     name_digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
     return int.from_bytes(name_digest[:8], "big") / 2.0**64
 
@@ -77,4 +78,5 @@ def assign_split(document: Document, source: SourceSection, seed: int) -> SplitN
         upper_edge += share
         if hash_point < upper_edge:
             return name
+    # Sums are rounded, so the last edge may lie a hair below the total.
     return next(reversed(open_to))

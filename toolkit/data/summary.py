@@ -271,6 +271,7 @@ def describe(summary: DataSummary) -> str:
     for name, source in summary.sources.items():
         left_out = [
             f"{source.steps[reason].documents:,} {reason}"
+            # Neither `read` nor `not needed` is a fault of a document.
             for reason in _ORDER[1:-1]
             if reason in source.steps
         ]

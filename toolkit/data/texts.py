@@ -109,6 +109,7 @@ def write_texts(
         faults.shown += shard.damaged[: max(0, SHOWN - len(faults.shown))]
         num_shards += 1
     counts.update(faults.counts)
+    # The mark is written after all shards: where it stands, the source has been read to its end.
     result = SourceTexts(num_shards, dict(counts), faults.shown)
     write_json(mark, asdict(result))
     return result
@@ -134,6 +135,7 @@ def _of_training(
                 f"data.sources.{name}: the text {document.id!r} does not say which document it was "
                 "written from; give files that `toolkit data write` made, or drop written_from."
             )
+        # Splits follow from ids and groups, so the parent document itself need not be read.
         if assign_split(Document(parent_id, "", document.group, ""), parent, seed) == "train":
             yield document
         else:
@@ -162,11 +164,13 @@ def _write_shard(batch: _Batch) -> _ShardTexts:
     faults = Faults(batch.source.skip_damaged, counts)
     documents = batch.documents
     if batch.source.messages_field is not None:
+        # Before splits are drawn, so that no split counts what cannot be learned from.
         documents = _learnable(documents, batch.tokenizer, faults)
     cleaned, codes, offsets = clean_documents(documents, batch.cleaning, counts)
     _write_documents(batch.path.with_suffix(".parquet"), cleaned)
     with write_atomically(batch.path.with_suffix(".npz"), "wb") as file:
         np.savez(file, **_columns_of(batch, cleaned, codes, offsets))
+    # The JSON file comes last: its hashes vouch for the other two.
     sums = {ending: read_hash(batch.path.with_suffix(ending)) for ending in (".parquet", ".npz")}
     result = _ShardTexts(dict(counts), faults.shown, sums)
     write_json(batch.path.with_suffix(".json"), asdict(result))
@@ -203,11 +207,13 @@ def _write_documents(path: Path, documents: list[Document]) -> None:
         {
             "id": [document.id for document in documents],
             "group": [document.group for document in documents],
+            # Offsets of plain strings have 32 bits, and so end at 2 GiB of text.
             "text": pa.array([document.text for document in documents], pa.large_string()),
             "messages": pa.array([document.messages for document in documents], pa.large_string()),
         }
     )
     with write_atomically(path, "wb") as file:
+        # Texts hardly ever repeat: a dictionary of them costs time and saves nothing.
         pq.write_table(table, file, compression="zstd", compression_level=1, use_dictionary=False)
 
 
@@ -308,6 +314,7 @@ def load_index(folder: Path, num_shards: list[int]) -> TextIndex:
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
     shape = len(arrays["split"]), num_hashes
     signature = (
+        # An empty file cannot be mapped.
         np.memmap(folder / "signatures.bin", np.uint32, "r", shape=shape)
         if shape[0] * shape[1]
         else np.zeros(shape, np.uint32)

@@ -23,6 +23,7 @@ from toolkit.errors import ToolkitError
 from toolkit.file_hashes import read_hash
 from toolkit.stage import load_json, write_atomically, write_json
 
+# A little more text than should be needed: a second round costs more than the surplus.
 _MARGIN = 1.1
 _FIRST_BYTES_PER_TOKEN = 5.0
 """A guess for the first round, where a limit is given in tokens; the second round knows better."""
@@ -151,6 +152,7 @@ def tokenize(
                 break
             bytes_done = int(byte_ends[num_done - 1]) if num_done else 0
             wanted_bytes = bytes_done + (limit - tokens_so_far) * bytes_per_token * _MARGIN
+            # At least one document a round, so that the loop always ends.
             stop = max(num_done + 1, int(np.searchsorted(byte_ends, wanted_bytes)) + 1)
             stop = min(stop, len(chosen))
         part = chosen[num_done:stop]
@@ -185,6 +187,7 @@ def _shards_of(
     for shard in np.unique(shards).tolist():
         rows = np.sort(index.row[documents[shards == shard]])
         source = int(index.source[documents[0]])
+        # The round is in the name, as a later one takes other rows of the same texts.
         yield source, shard, rows, f"{source:02d}-{shard:05d}-{round_number}"
 
 
@@ -214,6 +217,7 @@ def _write_shard(task: _ShardTask) -> tuple[str, int]:
         _save_array(task.file(".targets.npy"), targets)
     with write_atomically(task.file(".npz"), "wb") as file:
         np.savez(file, rows=task.rows, clean=is_clean, lengths=lengths, largest=flat.max())
+    # Last, as the hashes vouch for the shard's other files.
     write_json(task.sums_file, _hash_files(task))
     return task.path.name, task.shard
 
@@ -261,6 +265,7 @@ def _gather(
     tables = []
     for name, shard in shards:
         of_shard = documents[index.shard[documents] == shard]
+        # In the order of rows, as the shard was written.
         of_shard = of_shard[np.argsort(index.row[of_shard])]
         with np.load(folder / f"{name}.npz") as columns:
             is_clean, lengths = columns["clean"], columns["lengths"]
@@ -291,6 +296,7 @@ def _joined(tables: list[TokenTable]) -> TokenTable:
         files += table.files
 
     def column(name: str) -> NDArray[Any]:
+        # The empty one serves a source without any documents.
         return np.concatenate([empty, *(getattr(table, name) for table in tables)])
 
     return TokenTable(

@@ -41,8 +41,12 @@ class _Streams:
                     return b""
                 self._unpacker = self._make()
             else:
+                # One that still holds output back, for want of room, is asked again before it is
+                # fed.
                 wanted_bytes = io.DEFAULT_BUFFER_SIZE if self._unpacker.needs_input else 0
                 packed_data = self._stream.read(wanted_bytes)
+                # The unpackers of bz2 and xz just stop where a file was cut short; gzip's reader
+                # says so.
                 if wanted_bytes and not packed_data:
                     raise EOFError("it ends before its end-of-stream marker")
             if unpacked_data := self._unpacker.decompress(packed_data, size):
@@ -73,6 +77,7 @@ def unpack(name: str, stream: IO[bytes]) -> IO[bytes]:
     if opener is None:
         return stream
     if stream.seekable():
+        # gzip's reader takes an empty file for an empty text; it is a download that failed.
         if not stream.read(1):
             raise EOFError("the compressed file is empty")
         stream.seek(0)
@@ -82,6 +87,7 @@ def unpack(name: str, stream: IO[bytes]) -> IO[bytes]:
 def unpack_seekable(name: str, file: IO[bytes]) -> IO[bytes]:
     """What a file that can be sought in holds, to be sought in too; itself where its first bytes
     are of no compression. Seeking backward unpacks from the start."""
+    # By the first bytes and not the ending: `.tgz` and archives with a wrong name open as well.
     first_bytes = file.read(8)
     file.seek(0)
     compressed_ending = next(
@@ -204,6 +210,7 @@ def read_whole(stream: IO[bytes], name: str) -> bytes:
         DataError: it is larger than the limit.
     """
     most_bytes = limit("DOCUMENT_BYTES")
+    # One byte more than allowed shows that there is more, and no more of it is read.
     document_bytes = stream.read(most_bytes + 1)
     if len(document_bytes) > most_bytes:
         raise DataError(f"{name}: is too large a document; bytes: {raise_hint('DOCUMENT_BYTES')}.")

@@ -29,9 +29,11 @@ _SOUTHEAST_ASIAN = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\ua9e0-\
 _SINGLE = re.compile(f"[{_CHINESE_JAPANESE}]")
 _UNSPACED = re.compile(f"[{_CHINESE_JAPANESE}{_SOUTHEAST_ASIAN}]")
 _UNITS = re.compile(rf"[{_CHINESE_JAPANESE}]|[^\W{_CHINESE_JAPANESE}]+")
+# Twice, as `bytes.translate` wants 256 entries; ASCII never meets the upper half.
 _ASCII_WORDS = bytes(ord(chr(n).lower()) if _WORD.match(chr(n)) else 32 for n in range(128)) * 2
 """The lower-case sign for each of ASCII that words are made of, a space for each other."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
+# Every odd number has an inverse modulo 2**64.
 _INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
 
 
@@ -58,6 +60,7 @@ def word_codes(texts: Sequence[str]) -> tuple[NDArray[np.uint32], I64]:
     Returns:
         Codes `[W]`, and offsets `[D + 1]`: document d has words `offsets[d]` to `offsets[d + 1]`.
     """
+    # CRC and not `hash`, which is another in every process.
     flat_codes: list[int] = []
     offsets = [0]
     for text in texts:

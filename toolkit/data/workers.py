@@ -86,6 +86,8 @@ class WorkerProcesses:
             started_pool = self._started()
             for task in itertools.chain(first_tasks, task_stream):
                 waiting_results.append(started_pool.submit(act, task))
+                # The loop's own name would keep a batch of texts in memory while results are waited
+                # for.
                 del task
                 if len(waiting_results) >= 2 * num_workers():
                     yield waiting_results.popleft().result()
@@ -100,4 +102,5 @@ class WorkerProcesses:
 
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process says what happened, once
+    # There is a process for each processor already; threads in each would get in the way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

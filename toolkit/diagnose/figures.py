@@ -84,6 +84,7 @@ def diagnosis_of(subjects: Subjects, measured: MeasuredMerge) -> Diagnosis:
     """Figures of the whole, of layers, of kinds, and of kinds in layers."""
     num_models = len(subjects.checkpoints)
     whole = figures_of("all", measured.total(num_models), subjects)
+    # Stacks by name, layers by number: as text layer 10 would come before layer 2.
     places = sorted({(s, layer) for s, layer, _ in measured.groups if s is not None})
     num_stacks = len({stack for stack, _ in places})
     layers: list[DiagnosisFigures] = []
@@ -105,6 +106,7 @@ def diagnosis_of(subjects: Subjects, measured: MeasuredMerge) -> Diagnosis:
 def figures_of(name: str, group: Group, subjects: Subjects) -> DiagnosisFigures:
     """The figures of one group of tensors."""
     sums, base, labels = group.sums, subjects.base, subjects.labels
+    # All lengths are relative, so that layers and models of any size can be compared.
     base_norm = math.sqrt(sums.squares[base])
     # Of a single parent nothing lies between parents: it is held against the base.
     outer_models = [*subjects.parents] if len(subjects.parents) > 1 else [1, base]
@@ -140,6 +142,7 @@ def _cosine(sums: Sums, base: int, i: int, j: int) -> float | None:
     """By the law of cosines: the three distances between two models and the base say the angle."""
     a, b = float(sums.gaps[i, base]), float(sums.gaps[j, base])
     cosine = _ratio((a + b - float(sums.gaps[i, j])) / 2.0, math.sqrt(a) * math.sqrt(b))
+    # Three large sums are subtracted: rounding may lead a little beyond 1.
     return None if cosine is None else max(-1.0, min(1.0, cosine))
 
 
@@ -150,9 +153,12 @@ def _distance_aside(sums: Sums, base: int) -> float:
     # Inner products of all models minus the base, again by the law of cosines.
     products = (to_base[:, None] + to_base[None, :] - sums.gaps) / 2.0
     products_along = products[0, other_models]
+    # Least squares and no inverse: parents that are alike, or one that is the base in this layer,
+    # make the matrix singular. The cutoff drops directions that are rounding alone.
     weights = np.linalg.lstsq(
         products[np.ix_(other_models, other_models)], products_along, rcond=1e-12
     )[0]
+    # Of a merge in the plane a little below 0 is left.
     return math.sqrt(max(0.0, float(to_base[0] - products_along @ weights)))
 
 

@@ -20,6 +20,8 @@ from toolkit.merge.task import TensorTask
 
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 
+# Asked in this order: `self_attn.q_norm` is a norm, and `self_attn.o_proj` is attention although
+# it ends like the projections of an mlp.
 _NORM = re.compile(r"norm|(?:^|\.)ln_|layernorm", re.IGNORECASE)
 _ATTENTION = re.compile(r"attn|attention|(?:^|\.)[qkvo]_proj|\.attn_", re.IGNORECASE)
 _MLP = re.compile(r"mlp|feed_forward|ffn|expert|moe|(?:^|\.)fc\d|_proj\.", re.IGNORECASE)
@@ -93,8 +95,10 @@ def measure(
     )
     for name in subjects.checkpoints[0].names:
         tensors = counterparts.get(name, [name])
+        # Without counterparts the merge alone is read: one name for several models.
         model_tensors = list(zip(subjects.checkpoints, tensors, strict=False))
         read_arrays = [checkpoint.array(tensor) for checkpoint, tensor in model_tensors]
+        # None is a type that numpy cannot hold, such as 8-bit floats.
         arrays = [array[:] for array in read_arrays if array is not None]
         is_compared = len(arrays) == len(subjects.checkpoints)
         if arrays and len(arrays) == len(read_arrays):
@@ -102,7 +106,8 @@ def measure(
             sums = sum_tensor(arrays, subjects.base if is_compared else 0, workers)
             is_damaged = _note_damage(measured, subjects, tensors, sums)
             if is_vocabulary(name):
-                _find_zero_rows(measured, subjects, name, arrays, workers)
+                _find_zero_rows(measured, subjects, name, arrays[0], workers)
+            # One NaN would make every sum of its layer one.
             if is_compared and not is_damaged:
                 stack, layer = subjects.layout.find(name) or (None, 0)
                 key = (stack, layer, kind_of(name))
@@ -111,6 +116,7 @@ def measure(
         if not is_compared:
             measured.left_out.append(name)
         for checkpoint, tensor in model_tensors:
+            # Given back tensor by tensor, whatever came of it: all models together need not fit.
             checkpoint.give_back(tensor)
         if advance is not None:
             advance(1, name)
@@ -140,17 +146,24 @@ def _find_zero_rows(
     measured: MeasuredMerge,
     subjects: Subjects,
     name: str,
-    arrays: list[NDArray[Any]],
+    merged_array: NDArray[Any],
     workers: WorkerThreads,
 ) -> None:
-    shape = subjects.checkpoints[0].info(name).shape
-    zero_in_merge = zero_rows(arrays[0], shape, workers)
+    zero_in_merge = zero_rows(merged_array, subjects.checkpoints[0].info(name).shape, workers)
+    # The common case, in which the parents' rows are not read again.
     if not zero_in_merge.any():
         return
-    # Rows that are zero in every parent too are padding of the vocabulary.
-    is_padding = zero_in_merge.copy() if len(arrays) > 1 else np.zeros_like(zero_in_merge)
-    for parent_array in arrays[1:]:
-        is_padding &= zero_rows(parent_array, shape, workers)
+    zero_in_parents = []
+    for parent in subjects.checkpoints[1:]:
+        # None is a type that numpy cannot hold, of which nothing is known.
+        if name in parent and (parent_array := parent.array(name)) is not None:
+            zero_in_parents.append(zero_rows(parent_array[:], parent.info(name).shape, workers))
+            parent.give_back(name)
+    # Rows that are zero in every parent too are padding of the vocabulary, and so are those that a
+    # smaller vocabulary does not have.
+    is_padding = zero_in_merge.copy() if zero_in_parents else np.zeros_like(zero_in_merge)
+    for rows in zero_in_parents:
+        is_padding[: len(rows)] &= rows[: len(is_padding)]
     measured.padding_rows += int(is_padding.sum())
     if lost_rows := np.flatnonzero(zero_in_merge & ~is_padding).tolist():
         measured.zero_rows[name] = lost_rows
@@ -165,6 +178,7 @@ def kind_of(name: str) -> str:
     ['norm', 'attention', 'mlp', 'head', 'embedding', 'other']
     """
     if is_vocabulary(name):
+        # A tied head is stored once, as the embedding.
         return "embedding" if is_before_layers(name) else "head"
     for kind, pattern in (("norm", _NORM), ("attention", _ATTENTION), ("mlp", _MLP)):
         if pattern.search(name):

@@ -121,10 +121,12 @@ def _chart(
         for number in range(len(lines))
     ]
     for (_, values), (series, shape) in zip(lines, line_looks, strict=True):
+        # What a layer lacks is left out of the line rather than drawn as zero.
         points = [(float(at), value) for at, v in enumerate(values) for value in finite([v])]
         plot.line([at for at, _ in points], [value for _, value in points], series)
         for at, value in points:
             plot.mark(at, value, series, shape=shape)
+    # One target per layer and not per point: lines lie too close to be pointed at one by one.
     for number, name in enumerate(names):
         layer_values = [
             (label, value) for label, values in lines for value in finite([values[number]])

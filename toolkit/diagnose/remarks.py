@@ -119,6 +119,7 @@ def remarks_on_losses(losses: Sequence[Loss]) -> Iterator[Remark]:
                 f"{loss.label} speaks gibberish: {loss.bits_per_token:.1f} bits per token, and "
                 f"guessing blindly among {loss.vocabulary} tokens takes {uniform_bits:.1f}.",
             )
+    # By identity: a parent may have the merge's very figures.
     parent_losses = [loss for loss in scored_losses if loss is not losses[0]]
     merge_loss = losses[0].bits_per_byte if losses else None
     if merge_loss is None or not parent_losses:
@@ -148,6 +149,7 @@ def _unrelated(diagnosis: Diagnosis) -> Iterator[Remark]:
         for kind in diagnosis.kinds
         if kind.name in {"attention", "mlp"} and kind.scatter is not None
     ]
+    # All kinds must lie apart: one that was trained anew, such as experts, is no proof.
     if scatters and min(scatters) >= UNRELATED:
         yield Remark(
             "unrelated",
@@ -160,6 +162,7 @@ def _far_layers(diagnosis: Diagnosis) -> Iterator[Remark]:
     moved_by_layer = {
         layer.name: layer.moved for layer in diagnosis.layers if layer.moved is not None
     }
+    # The median and not the mean, which the one far layer would pull up.
     median_move = statistics.median(moved_by_layer.values()) if moved_by_layer else 0.0
     far_layers = [layer for layer in diagnosis.layers if _is_far(layer.moved, median_move)]
     for layer in sorted(far_layers, key=lambda item: -(item.moved or 0.0))[:_NAMES]:
@@ -193,6 +196,7 @@ def _far_parts(diagnosis: Diagnosis) -> Iterator[Remark]:
         for layer, figures in by_layer.items():
             moved, parent_move = figures.moved or 0.0, _furthest_parent(figures)
             is_far = _is_far(figures.moved, median_move) and moved > OWN_MOVE * parent_move
+            # A layer that is far as a whole has its remark already.
             if is_far and not _is_far(moved_by_layer[layer], median_layer):
                 yield Remark(
                     "layers",
@@ -220,6 +224,7 @@ def _identical(diagnosis: Diagnosis) -> Iterator[Remark]:
                 f"The merge {how} {label} (distance {distance:.2g} of that between the parents); "
                 "the others' weights do nothing.",
             )
+    # A base that is a parent is told by its distance above.
     is_base_alone = whole.moved == 0.0 and diagnosis.subjects.base not in diagnosis.subjects.parents
     if is_base_alone:
         label = diagnosis.subjects.labels[diagnosis.subjects.base]
@@ -229,6 +234,8 @@ def _identical(diagnosis: Diagnosis) -> Iterator[Remark]:
 def _outside(diagnosis: Diagnosis) -> Iterator[Remark]:
     whole = diagnosis.whole
     model_distances = dict(whole.distances)
+    # Distances are in units of the parents' largest; from the base a parent may lie farther than
+    # that, and then spans more.
     outer_span = max([1.0, *(_over(n, whole.scatter) for n in whole.task_norms.values())])
     label = diagnosis.subjects.labels[diagnosis.subjects.base]
     model_distances.setdefault(label, whole.base_distance)

@@ -118,6 +118,7 @@ def _figures_json(figures: DiagnosisFigures) -> dict[str, object]:
         return {pair_words(pair): value for pair, value in values.items()}
 
     return {
+        # Pairs are tuples, and JSON has only strings for keys.
         **vars(figures),
         "cosines": by_words(figures.cosines),
         "agreement": by_words(figures.agreement),

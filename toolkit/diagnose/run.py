@@ -29,6 +29,8 @@ from toolkit.stage import write_json
 from toolkit.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
+    import torch
+
     from toolkit.evaluate.config import EvaluateSection
 
 
@@ -55,16 +57,22 @@ def run_diagnosis(
         seed: seed of the merge, where it is known.
 
     Raises:
-        ConfigError: the text cannot be read.
+        ConfigError: the text cannot be read, or the page has the name of its figures.
         MergeError: a model is not there, or no parent is known.
         CheckpointError: a model is damaged.
     """
+    if html is not None and html.suffix == ".json":
+        raise ConfigError(
+            f"--html {html}: the figures are written beside the page under this name; give the "
+            "page one that ends in .html."
+        )
     documents = SHORT_TEXT if text is None else load_text(text)
     workers = WorkerThreads()
     subjects = open_subjects(merge, against, base, workers)
     with progress("tensors", len(subjects.checkpoints[0].names)) as advance:
         measured = measure(subjects, workers, advance)
     diagnosis = diagnosis_of(subjects, measured)
+    # After the tensors: a damaged model is told by its entries, even where it cannot be loaded.
     losses = score_subjects(subjects, documents) if with_losses else []
     remarks = remarks_of(diagnosis, losses, _token_names(subjects.checkpoints[0].folder))
     notes = tuple(note for note in (subjects.note, note_on_dropping(diagnosis)) if note)
@@ -85,6 +93,7 @@ def _measure_achieved(
     if plan is None:
         return None
     settings = ComputeSettings(seed or 0, workers)
+    # Masks that were drawn can be drawn again only with the seed of the merge.
     knows_masks = seed is not None or not plan.method.is_random
     merged = subjects.checkpoints[0]
     return measure_achieved(plan, merged, subjects.models, settings, with_computed=knows_masks)
@@ -120,34 +129,42 @@ def load_text(path: Path) -> tuple[str, ...]:
 def score_subjects(subjects: Subjects, documents: Sequence[str]) -> list[Loss]:
     """Losses of the merge and its parents, one model in memory at a time."""
     from toolkit.checkpoint.load import silence_libraries
+    from toolkit.evaluate.config import EvaluateSection
+    from toolkit.evaluate.load import settle_scoring
+    from toolkit.machine import dtype_of
 
     silence_libraries()
+    # One type of arithmetic for all: a difference between two types would look like one of models.
+    folders = [subjects.checkpoints[index].folder for index in (0, *subjects.parents)]
+    dtype = dtype_of(settle_scoring(EvaluateSection(), *folders).precision)
     losses: list[Loss] = []
     with progress("losses, models", 1 + subjects.num_parents) as advance:
         for index in (0, *subjects.parents):
             label = subjects.labels[index]
             try:
-                losses.append(_score(subjects.names[index], label, documents))
+                losses.append(_score(subjects.names[index], label, documents, dtype))
+            # A model that transformers cannot load is a finding, and no reason to lose the others.
             except (ToolkitError, OSError, ValueError, LookupError, RuntimeError) as error:
                 losses.append(Loss(label, problem=first_line(error)))
             advance(1, label)
     return losses
 
 
-def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
+def _score(name: str, label: str, documents: Sequence[str], dtype: torch.dtype) -> Loss:
     import torch
 
-    from toolkit.checkpoint.load import load_causal_model, merge_adapter, scoring_dtype
+    from toolkit.checkpoint.load import load_causal_model, merge_adapter
     from toolkit.data.document_tokens import document_tokens
     from toolkit.evaluate.likelihood import ItemSet, score_documents
     from toolkit.statistics.ratios import bits_per_byte
 
     reference = parse_reference(name)
     folder = find_folder(reference.model)
-    model = load_causal_model(folder, scoring_dtype(folder))
+    model = load_causal_model(folder, dtype)
     if reference.adapter is not None:
         model = merge_adapter(model, find_folder(reference.adapter))
     tokenizer = load_tokenizer(folder)
+    # A token in front, so that the first word is scored as well; which one hardly matters here.
     separator_token = next(
         (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0
     )
@@ -161,9 +178,12 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     )
     vocabulary_size = int(model.get_output_embeddings().weight.shape[0])
     with torch.no_grad():
+        # Before the text is read: attention turns one NaN into a loss without a cause. 8-bit types
+        # have no `isfinite` in torch.
         if not all(bool(p.isfinite().all()) for p in model.parameters() if p.element_size() > 1):
             raise MergeError("its weights hold NaN or infinity")
         nats = score_documents(model, items, _scoring_section(model.config))
+    # The token in front is read and not predicted.
     num_targets = sum(len(ids) - 1 for ids in tokens)
     bits_per_token = sum(nats) / math.log(2.0) / max(1, num_targets)
     return Loss(label, bits_per_byte(nats, num_bytes), bits_per_token, vocabulary_size)
@@ -174,6 +194,7 @@ def _scoring_section(config: Any) -> EvaluateSection:
     from toolkit.evaluate.config import EvaluateSection
 
     default_section = EvaluateSection()
+    # Models that see as well keep it one level down, where this method finds it.
     max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(max_positions, int) or not 2 <= max_positions < default_section.window_tokens:
         return default_section

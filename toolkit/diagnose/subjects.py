@@ -59,6 +59,7 @@ class Subjects:
     def label_of(self, model: str) -> str:
         """The label of a model of the plan."""
         folder = _identity(model, self.models)
+        # By what it stands for: the plan may spell a folder otherwise than the command line.
         for name, label in zip(self.names, self.labels, strict=True):
             if _identity(name, self.models) == folder:
                 return label
@@ -68,6 +69,8 @@ class Subjects:
         """The tensor of each model that stands behind each tensor of the merge, by the merge's
         name; tensors that a model lacks, or has in another shape, are left out."""
         model_identities = [_identity(name, self.models) for name in self.names]
+        # Only then names differ between the models: layer 7 of the merge may be layer 3 of a
+        # parent.
         is_moved = self.plan is not None and self._has_moved_layers(self.plan)
         sources_by_tensor: dict[str, dict[Identity, str]] = {}
         if self.plan is not None and is_moved:
@@ -111,6 +114,7 @@ def open_subjects(
         CheckpointError: a model is damaged.
     """
     models = Models()
+    # The plan is an extra: without it the tensors are compared all the same.
     config, note = _load_config(merge)
     plan: MergePlan | None = None
     if config is not None:
@@ -131,6 +135,7 @@ def open_subjects(
     if not parents:
         raise MergeError(f"{merge}: has no merge.yaml that says its parents; give --against.")
     names = [str(merge), *parents]
+    # Merges without a base, such as plain means, are seen from their first parent.
     base = base or (followed_config.base_model if followed_config is not None else None)
     base_index = 1 if base is None else _add_base(names, base, models)
     return Subjects(
@@ -150,6 +155,7 @@ def _add_base(names: list[str], base: str, models: Models) -> int:
     """The place of the base among the models, at their end where it is no parent."""
     identities = [_identity(name, models) for name in names]
     base_identity = _identity(base, models)
+    # Not at place 0: the merge itself must never stand for its base.
     if base_identity in identities[1:]:
         return identities.index(base_identity, 1)
     names.append(base)
@@ -170,6 +176,7 @@ def _identity(name: str, models: Models) -> Identity:
     """What a reference means: two spellings of one folder are one model."""
     _, _, adapter = name.partition("+")
     folder = models.checkpoint(name).folder.resolve()
+    # A folder's own name may hold a plus sign, which then begins no adapter.
     return folder, "" if Path(name).is_dir() else adapter
 
 
@@ -178,12 +185,19 @@ def _labels(names: Sequence[str]) -> list[str]:
 
     >>> _labels(["runs/a/merge", "runs/a/cpt", "runs/b/cpt"])
     ['merge', 'a/cpt', 'b/cpt']
+    >>> _labels(["runs/a/merge", "a", "./a"])
+    ['merge', 'a (2)', 'a (3)']
     """
     all_parts = [Path(name).parts or (name,) for name in names]
-    labels = []
+    labels: list[str] = []
     for parts in all_parts:
         count = 1
+        # Ends with the whole path, even where two are alike to the end.
         while count < len(parts) and [o[-count:] for o in all_parts].count(parts[-count:]) > 1:
             count += 1
         labels.append("/".join(parts[-count:]))
-    return labels
+    # Two spellings of one path are told apart by their place.
+    return [
+        label if labels.count(label) == 1 else f"{label} ({place})"
+        for place, label in enumerate(labels, start=1)
+    ]

@@ -89,6 +89,8 @@ def sum_tensor(arrays: Sequence[NDArray[Any]], base: int, workers: WorkerThreads
             _compare_by_numpy(rows, base, sums)
         return replace(sums, entries=stop - start)
 
+    # Added up in the order of the blocks, whose size depends on no number of threads: floating
+    # point sums depend on their order.
     total_sums = sum(workers.each(arrays[0].size, act), Sums.zero(len(arrays)))
     for half in (total_sums.gaps, total_sums.both, total_sums.same):
         half += half.T  # the kernel fills the upper half
@@ -97,7 +99,10 @@ def sum_tensor(arrays: Sequence[NDArray[Any]], base: int, workers: WorkerThreads
 
 def _compare_by_numpy(rows: Rows, base: int, sums: Sums) -> None:
     """What `compare_models` adds to sums that are zero, for where it cannot be compiled."""
+    # Through float32, as the kernel reads them; squares are summed in float64, where those of a
+    # billion small entries do not vanish beside the sum.
     values = [as_float32(row).astype(np.float64) for row in rows]
+    # NaN and infinity are counted below, and need no warning each.
     with np.errstate(invalid="ignore"):
         base_deltas = [value - values[base] for value in values]
         delta_signs = [(d > 0).astype(np.int8) - (d < 0).astype(np.int8) for d in base_deltas]
@@ -116,6 +121,7 @@ def zero_rows(
     array: NDArray[Any], shape: tuple[int, ...], workers: WorkerThreads
 ) -> NDArray[np.bool_]:
     """Which rows of a matrix are all zero, `[rows]`."""
+    # A vector has no rows, and of an empty matrix every row would count as zero.
     if len(shape) != 2 or 0 in shape:
         return np.zeros(shape[0] if shape else 0, np.bool_)
 

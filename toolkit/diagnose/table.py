@@ -40,6 +40,7 @@ def show_diagnosis(results: DiagnosisResults) -> None:
         for loss in results.losses:
             loss_table.add_row(*loss_cells(loss))
         console.print(loss_table)
+    # Layers are on the page; a terminal has the whole alone.
     for achieved in results.achieved:
         if achieved.where == "all":
             say(_achieved_line(achieved))
@@ -68,6 +69,7 @@ def column_titles(diagnosis: Diagnosis) -> list[str]:
 
 def figure_cells(row: DiagnosisFigures, diagnosis: Diagnosis) -> list[str]:
     """One row of figures, in the order of `column_titles`."""
+    # A layer may hold no tensor that was trimmed.
     trimmed = [row.trimmed.get(label) for label in diagnosis.whole.trimmed]
     return [
         _norm(row.moved),

@@ -79,13 +79,16 @@ def trimmed_by(
 def _kept_magnitudes(task: TensorTask, index: int, job: Job) -> tuple[float, float]:
     """The magnitudes between which entries are kept, both ends included."""
     density, size = float(task.parameters["density"][index]), task.size
+    # Bounds are magnitudes that are kept, so infinity as the lower one keeps nothing.
     if density >= 1.0:
         return 0.0, math.inf
+    # `ties_global` trims by one threshold for the whole model, found before.
     if task.thresholds is not None:
         return (task.thresholds[index] if density > 0.0 else math.inf), math.inf
     if "gamma" not in task.parameters:
         if density <= 0.0:
             return math.inf, math.inf
+        # Counted as the merge itself does: one entry at least, and rounded down.
         num_kept = max(1, int(density * size))
         return kth_smallest(job, [(0, size - num_kept + 1)])[0], math.inf
     num_kept = int(density * size)
@@ -93,6 +96,7 @@ def _kept_magnitudes(task: TensorTask, index: int, job: Job) -> tuple[float, flo
         return math.inf, math.inf
     # Breadcrumbs drops the largest entries too: gamma of them, and then the smallest.
     num_below = max(0, size - num_kept - int(float(task.parameters["gamma"][index]) * size))
+    # Both ranks in one pass over the entries.
     low, high = kth_smallest(job, [(0, num_below + 1), (0, num_below + num_kept)])
     return low, high
 

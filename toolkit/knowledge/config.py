@@ -172,6 +172,7 @@ def identity_of_writing(section: WritingSection) -> dict[str, object]:
     """The settings that written texts depend on."""
     values = section.model_dump(mode="json")
     if section.writer is None:
+        # Without a writer the others change nothing, so they make no new stage.
         for key in ("writer", "asked_for", "asked_characters"):
             del values[key]
     else:

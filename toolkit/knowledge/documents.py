@@ -132,9 +132,11 @@ def read_split_documents(
             continue
         missing_ids = set(splits_by_id)
         for document in read_documents(name, source):
+            # Ids may stand twice in a stranger's file; the first one is read.
             if document.id in missing_ids:
                 missing_ids.discard(document.id)
                 waiting.append(document)
+            # The rest of a large source is not read when all that was chosen is found.
             if not missing_ids:
                 break
         for start in range(0, len(waiting), _TOGETHER):
@@ -205,6 +207,7 @@ def find_subjects(
     for group, name_counts in counts.items():
         named = next((s for p, s in named_subjects.items() if fnmatchcase(group, p)), None)
         ranked = name_counts.most_common(2)
+        # Named hardly more often than another, it may be a competitor of the one that is meant.
         is_clear = bool(ranked) and ranked[0][1] >= 3
         is_clear = is_clear and (len(ranked) == 1 or ranked[0][1] >= 1.5 * ranked[1][1])
         if named or is_clear:

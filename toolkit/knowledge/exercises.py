@@ -164,6 +164,7 @@ def compose_texts(
     """
     for number, start in enumerate(range(0, len(exercises), per_text)):
         chosen = list(exercises[start : start + per_text])
+        # One exercise is hardly a text; a table read out is many sentences.
         if len(chosen) < _FEWEST_EXERCISES and all(item.kind != "tables" for item in chosen):
             continue
         parts = [subject] if subject else []

@@ -42,6 +42,7 @@ _PATTERNS: dict[FactKind, re.Pattern[str]] = {
         rf"(?<![\w$€£.,]){_DIGITS}\s?(?:%|percentage points?|percent|basis points?)"
     ),
     "date": re.compile(rf"\b{_MONTH} (?:\d{{1,2}}, )?(?:19|20)\d\d\b"),
+    # Years count nothing, and some words in `s` name nothing that is counted: was, basis, plus.
     "number": re.compile(
         rf"(?<![\w$€£.,/-])(?!(?:19|20)\d\d\b){_DIGITS}\s"
         r"(?!basis|was\b|is\b|as\b|plus\b|less\b|thus\b)[a-z]{3,}s(?![\w-])"
@@ -57,6 +58,7 @@ _AFTER_NAME = re.compile(r"\b[A-Z][\w'’&.-]*\s$")
 """A number or a name there belongs to what stands before it: Note 2, North America."""
 
 _NAME_WORD = r"[A-Z][A-Za-z0-9&.-]*[A-Za-z0-9]"
+# Not at the beginning of a sentence, where every word has a capital.
 _NAME = re.compile(
     rf"(?<![.!?:“\"(]\s)(?<!^)(?<![\w-]){_NAME_WORD}"
     rf"(?:\s(?:(?:of|for|the|de|von|van)\s)?(?:&\s)?{_NAME_WORD})*(?![\w-])"
@@ -170,6 +172,7 @@ class Corpus:
     def is_everywhere(self, answer: str, group: str) -> bool:
         """Whether an answer stands in many documents of a group."""
         texts = self._texts_by_group[group]
+        # Of a small group the share would be less than a document or two.
         most = max(3.0, _MOST_DOCUMENTS * len(texts))
         return sum(answer in text for text in texts) > most
 
@@ -255,6 +258,8 @@ def _sentence_facts(
     for sentence in split_sentences(paragraph.text):
         if not is_clear(sentence):
             continue
+        # An answer needs words before it to go on from, and must not stand in the sentence twice:
+        # it could be read off the rest.
         answers = [
             (kind, form, start, stop)
             for kind, form, start, stop in _answers(sentence, corpus, subject)
@@ -263,6 +268,7 @@ def _sentence_facts(
         ]
         if not answers:
             continue
+        # A word left out says least, so it is taken where a sentence has nothing else.
         plain = [answer for answer in answers if answer[0] != "cloze"] or answers
         draw = stable_unit(seed, "blank", one.document.id, sentence)
         kind, form, start, stop = plain[int(draw * len(plain))]
@@ -404,6 +410,7 @@ def passage_around(text: str, place: int, characters: int) -> str:
         return text
     start = max(0, min(place - characters // 3, len(text) - characters))
     if start:
+        # Never behind the place itself, which may stand early in a long line.
         start = text.rfind("\n", 0, min(start, place) + 1) + 1
     stop = text.find("\n", max(start + characters, place))
     passage = text[start : stop if stop >= 0 else len(text)]

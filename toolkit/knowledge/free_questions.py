@@ -74,6 +74,7 @@ def write_free_facts(
         answer = str(load_json(path))
         facts += read_questions(answer, one, passage, section.num_options - 1)
         advance(1, "")
+        # A model that cannot write such JSON is told from a few passages, not after all of them.
         if number + 1 == _PATIENCE and not facts:
             break
     if chosen and not facts:
@@ -106,6 +107,7 @@ def read_questions(answer: str, one: SplitDocument, passage: str, num_wrong: int
             for text in (wrong if isinstance(wrong, list) else ())
             if _is_text(text, _LONGEST_ANSWER)
         }
+        # Models put the right answer among the wrong ones now and then.
         rivals.pop(right.casefold(), None)
         if len(rivals) < num_wrong or right.casefold() in question.casefold():
             continue
@@ -128,6 +130,7 @@ def read_questions(answer: str, one: SplitDocument, passage: str, num_wrong: int
 
 
 def _read_list(answer: str) -> list[Any]:
+    # Models put words around the JSON, or a fence of code.
     start, stop = answer.find("["), answer.rfind("]")
     try:
         found = json.loads(answer[start : stop + 1]) if 0 <= start < stop else []

@@ -118,6 +118,7 @@ def ask_facts(
             asked.append(AskedFact(fact, prompt))
         else:
             tried.append((fact, prompt, [fact.answer, *rivals]))
+    # Without the document first: how likely each answer is decides which are shown.
     scores_without = score_options(
         [(prompt, answers) for _, prompt, answers in tried], model, encoder, batch_tokens
     )
@@ -132,6 +133,7 @@ def ask_facts(
         options = [answers[0], *(answers[1 + place] for place in chosen)]
         option_scores = [scores[0], *(scores[1 + place] for place in chosen)]
         shown.append((fact, prompt, options, option_scores, known_share))
+    # With the passage, of the options that are shown alone.
     scores_with = score_options(
         [(f"{fact.passage}\n\n{prompt}", options) for fact, prompt, options, _, _ in shown],
         model,
@@ -141,6 +143,7 @@ def ask_facts(
     for (fact, prompt, options, without, known), with_passage in zip(
         shown, scores_with, strict=True
     ):
+        # By hash, so that the place of the right option gives nothing away.
         order = sorted(
             range(len(options)), key=lambda n: stable_unit(seed, "order", fact.id, options[n])
         )
@@ -178,6 +181,7 @@ def is_other(answer: str, fact: Fact) -> bool:
     plain, right = _plain(answer), _plain(fact.answer)
     if plain == right or plain in _plain(fact.sentence) or plain in fact.blanked.lower():
         return False
+    # Any other date is wrong; the bounds below are for numbers and for words.
     if fact.kind == "date":
         return True
     if fact.kind in ("amount", "percent", "number", "table"):
@@ -226,6 +230,7 @@ def choose_rivals(
 
 def _share(scores: Sequence[float]) -> float:
     """Of the first among all."""
+    # Log likelihoods of long answers are far below zero, where all exponentials would be 0.
     highest = max(scores)
     total = sum(math.exp(score - highest) for score in scores)
     return math.exp(scores[0] - highest) / total

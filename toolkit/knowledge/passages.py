@@ -96,6 +96,7 @@ def split_blocks(text: str) -> tuple[list[Paragraph], list[NamedTable]]:
     tables: list[NamedTable] = []
     rows: list[str] = []
     heading, start, rows_start = "", 0, 0
+    # The empty line at the end closes a table that stands last.
     for line in [*text.split("\n"), ""]:
         if CELLS in line:
             rows_start = rows_start if rows else start
@@ -148,8 +149,10 @@ def _read_table(lines: Sequence[str], heading: str, start: int) -> Iterator[Name
     table: NamedTable | None = None
     rows: list[tuple[str, tuple[str, ...]]] = []
     for line in lines:
+        # Cut at the sign alone: an empty cell at a row's end has lost the space behind it.
         cells = [_FOOTNOTE.sub("", cell.strip()) for cell in line.split(CELLS.strip())]
         label, values = cells[0], tuple(cells[1:])
+        # Columns that share a name could not be told apart in a sentence.
         if values and all(map(_names_column, values)) and len(set(values)) == len(values):
             if table is not None and rows:
                 yield _with_rows(table, rows)

@@ -110,6 +110,7 @@ def run_questions(
         subjects = find_subjects([one.document for one in documents], section.subjects)
         facts_by_set = find_candidates(section, documents, subjects, stage.seed)
         all_facts = [fact for facts in facts_by_set.values() for fact in facts]
+        # Before a model's own questions come in, which bring wrong answers of their own.
         pools = answers_by_form(all_facts)
         if section.writer is not None:
             add_free_facts(section, section.writer, documents, subjects, facts_by_set, stage, work)
@@ -117,6 +118,8 @@ def run_questions(
         encoder = RequestEncoder(load_tokenizer(general))
         rows: list[dict[str, Any]] = []
         counts: dict[str, QuestionCounts] = {}
+        # Asking: a chunk at a time, read back from the disk, so that a run that goes on comes to
+        # the same.
         for set_name, facts in facts_by_set.items():
             asked_rows: list[dict[str, Any]] = []
             kept_by_document: Counter[str] = Counter()
@@ -124,6 +127,8 @@ def run_questions(
                 for number, chunk in enumerate(_chunks(facts, kept_by_document, section)):
                     path = work / f"part-{set_name}-{number:05d}.json"
                     if not path.is_file():
+                        # Loaded for the first chunk that is missing: a run that was nearly done may
+                        # need no model.
                         model = model or load_causal_model(general, dtype_of(evaluate.precision))
                         asked = ask_facts(
                             chunk,
@@ -141,6 +146,7 @@ def run_questions(
                     for row in load_json(path):
                         document = row["document"]
                         if row["outcome"] == KEPT:
+                            # The last chunk may bring more than are asked for.
                             if kept_by_document.total() >= section.num_questions:
                                 row["outcome"] = "not needed"
                             else:
@@ -150,6 +156,7 @@ def run_questions(
             if asked_rows:
                 counts[set_name] = _count(asked_rows)
             rows += asked_rows
+        # All of both sets, kept or not: what became of each fact can be looked up.
         with write_atomically(work / FACTS) as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         results = {
@@ -220,6 +227,8 @@ def find_candidates(
                 passage_characters=section.passage_characters,
                 subject=subjects.get(one.document.group, ""),
             )
+            # A question that training text answers tells nothing of what was learned from
+            # documents.
             if set_name == "evaluation":
                 facts = [fact for fact in facts if not _is_trained_on(fact, training_runs)]
             turn = 0

@@ -94,6 +94,8 @@ def run_writing(
         counts.update(text.kind for text in texts)
         num_bytes = sum(len(text.text.encode()) for text in texts)
         say(f"  {len(texts)} texts of {num_bytes:,} bytes: {_listing(counts)}")
+        # The answers were kept to go on after an interruption; what was taken of them is in the
+        # texts.
         leftovers = tuple(path.name for path in work.glob("part-*"))
         results = {"num_texts": len(texts), "num_bytes": num_bytes, "counts": dict(counts)}
         stage.finish(results, drop=(*leftovers, _RUNS))
@@ -176,11 +178,13 @@ def _model_texts(
     with progress("written by a model", len(chosen) * len(section.asked_for)) as advance:
         for number, one in enumerate(chosen):
             document = one.document
+            # By hash, so that a run that goes on shows the passage that its answers are about.
             place = int(stable_unit(seed, "place", document.id) * len(document.text))
             passage = passage_around(document.text, place, section.asked_characters)
             about = subjects.get(document.group) or "a document"
             for kind in section.asked_for:
                 path = work / f"part-{kind}-{number:05d}.json"
+                # Answers are the dear part: each is on the disk before the next is asked for.
                 if not path.is_file():
                     prompt = _INSTRUCTIONS[kind].format(about=about, passage=passage)
                     write_json(path, writer.ask(prompt))

@@ -105,12 +105,15 @@ class Writer:
         request = urllib.request.Request(  # noqa: S310  (the section takes http and https alone)
             f"{section.endpoint}/chat/completions", json.dumps(body).encode(), headers
         )
+        # A timeout of sockets is one for each read: an answer that trickles in needs a deadline,
+        # too.
         deadline = time.monotonic() + section.timeout_seconds
         opener = urllib.request.build_opener(_NoRedirect)
         try:
             with opener.open(request, timeout=section.timeout_seconds) as response:
                 return _read_until(response, deadline)
         except urllib.error.HTTPError as error:
+            # An HTTPError is a URLError and that an OSError, so the narrow one is caught first.
             with error:
                 said = self._quote(error.read(_CHUNK_BYTES))
             if error.code in _BUSY:
@@ -165,6 +168,7 @@ class Writer:
         """The beginning of an answer, without the key, should the server repeat it."""
         text = " ".join(body.decode("utf-8", "replace").split())
         if self._section.key_variable is not None:
+            # To replace an empty key would put stars between all signs.
             text = text.replace(os.environ.get(self._section.key_variable, "") or "\0", "***")
         text = "".join(sign for sign in text if sign.isprintable())
         return repr(text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…")
@@ -191,6 +195,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _read_until(response: Any, deadline: float) -> bytes:
     """A body of bounded size in bounded time, however slowly it comes."""
     body = bytearray()
+    # `read` would wait until a chunk is full, past the deadline; `read1` gives what has come.
     while chunk := response.read1(_CHUNK_BYTES):
         body += chunk
         if len(body) > _MOST_BYTES:

@@ -144,6 +144,7 @@ class _Sums:
         """Fractions that fit best; None for a model that did not change."""
         sizes = np.diag(self.changes)
         has_changed = sizes > 0.0
+        # NaN stands for what no parameter asks for.
         if not np.isfinite(products).all() or not has_changed.any():
             return [None] * sizes.size
         if sizes.size == 1:
@@ -189,6 +190,7 @@ class AchievedSums:
         arrays = [self._models.array(source) for source in (*tuned, base)]
         blocks = [array[start : start + merged.size] for array in arrays if array is not None]
         parts = [self._sample(block) for block in (*blocks, merged)]
+        # The kernel takes rows of one type: bits of bfloat16 where all are, else float32.
         if not all(part.dtype == np.uint16 for part in parts):
             parts = [as_float32(part) for part in parts]
         rows = tuple(map(as_row, parts))
@@ -211,6 +213,7 @@ class AchievedSums:
         for key in sorted(self._blocks):
             (what, name, _), (changes, along) = key, self._blocks[key]
             first = by_tensor.setdefault((what, name), (changes, along))
+            # Else it is the tensor's first block, which `setdefault` has just put there.
             if first[0] is not changes:
                 by_tensor[what, name] = first[0] + changes, first[1] + along
         for (what, name), (changes, along) in by_tensor.items():
@@ -222,6 +225,7 @@ class AchievedSums:
             block.along[what] = own
             if what == "stored":  # both merges see the same changes, which count once
                 block.changes[np.ix_(places, places)] = changes
+                # What is asked is a sum of changes, so that its inner products follow from theirs.
                 block.asked[places] = changes @ _asked(self._method.name, task)
             by_layer.setdefault(task.place.layer, _no_sums(len(models))).add(block)
         if not by_layer:
@@ -229,6 +233,7 @@ class AchievedSums:
         whole = _no_sums(len(models))
         for sums in by_layer.values():
             whole.add(sums)
+        # Tensors outside the layers last, as None cannot be compared with numbers.
         layers = sorted(by_layer.items(), key=lambda item: (item[0] is None, item[0] or 0))
         return AchievedFractions(
             whole.fractions(models),
@@ -295,6 +300,7 @@ def _measure_task(
 
     settings.workers.each(task.size, compare_stored)
     if with_computed:
+        # In float32, so that the difference from what is stored is the loss of rounding.
         run_task(plan.method, task, models, Destination("F32", compare_computed), settings)
     for source in task.inputs:
         models.checkpoint(source.model).give_back(source.tensor)
@@ -359,10 +365,12 @@ def _asked(method: str, task: TensorTask) -> NDArray[np.float64]:
     total = float(weights.sum())
     if method == "linear" and not parameters["normalize"] and abs(total - 1.0) > 1e-6:
         return nothing  # the base is scaled as well
+    # nuslerp always divides; linear that does not comes here only with a sum of 1.
     if (method in {"linear", "nuslerp"} or parameters["normalize"]) and total:
         weights = weights / total
     if method == "task_arithmetic":
         weights = weights * float(parameters["lambda_"])
     if method == "lines":
         weights = weights * depth_scale(task.place, parameters["alpha"], parameters["beta"])
+    # Without a base the first model stands for it (see `tuned_of`), and its weight is left out.
     return weights[len(weights) - len(tuned) :]

@@ -38,6 +38,7 @@ class Joined:
             raise ConfigError(
                 f"base_model: is needed by {method.name}; name the model to start from."
             )
+        # A base that is listed among the models has a task vector of zeros, and none is made of it.
         self.tuned = [piece for piece in item.pieces if piece.model != base_name]
         self.base = _base_piece(item, base_name) if base_name is not None else None
         self.is_base_alone = not self.tuned
@@ -98,6 +99,8 @@ class Joined:
         return relative_names
 
     def _is_merged(self, key: str, name: str, own: Sequence[Mapping[str, str]]) -> bool:
+        # Three things may be missing without harm: a buffer, a tied head, and a head that repeats a
+        # tied embedding. All else would be a tensor passed over without a word.
         names_by_piece = list(zip(self.everyone, own, strict=True))
         owner_piece = next((piece for piece, own_names in names_by_piece if key in own_names), None)
         if owner_piece is None:
@@ -107,6 +110,7 @@ class Joined:
         lacking_pieces = [piece for piece, own_names in names_by_piece if key not in own_names]
         if not lacking_pieces:
             return True
+        # Frequencies and masks that one version of transformers stores, another computes.
         if is_buffer(name, shape):
             return False
         for piece in lacking_pieces:
@@ -163,6 +167,8 @@ class Joined:
             out, shape, tuple(sources), base_source, values, place, is_copied=is_copied
         )
 
+    # Layers are matched by their place in the slice: layer 4 of one model may meet layer 0 of
+    # another.
     def _own_name(self, piece: Piece, name: str) -> str:
         stack_place = self.layout.find(name)
         if stack_place is None or piece.start == self.leader.start:

@@ -143,6 +143,7 @@ def run_task(
     """
     engine = engine_of(task, method, models, destination.dtype, settings.device)
     kernel = find_kernel(method.name, task.parameters, task.shape)
+    # Another thread may have given the kernel up since `engine_of` looked, so both are asked.
     if engine == "kernel" and kernel is not None and task.size and not settings.allow_non_finite:
         rows = RowReader([models.array(source) for source in task.inputs])
         kept = {} if memory is None else memory
@@ -199,6 +200,7 @@ def _run_definition(
         base,
         put_finite,
         seed=settings.seed,
+        # Stochastic rounding does the one cast itself, from float32.
         dtype=dtype if rounding is None else torch.float32,
         device=settings.device,
         workers=settings.workers,
@@ -227,9 +229,13 @@ def _run_kernel(
             single = np.empty(stop - start, np.float32)
             largest_bits = kernel.apply(rows, prepared, start, single)
             if rounding is not None:
+                # float16 ends at 65504, which ordinary values may pass, so its blocks are always
+                # looked over.
                 block.view(np.uint16)[:] = rounding(single, start)
                 least_wild = 0 if kind is np.float16 else last_tame
             else:
+                # The cast itself tells of an overflow, without another pass; errstate is this
+                # thread's alone.
                 with np.errstate(over="raise" if refuse_overflow else "ignore"):
                     block[:] = single
         else:
@@ -241,6 +247,7 @@ def _run_kernel(
             destination.put(start, memoryview(block))
         return largest_bits
 
+    # As bits NaN is larger than infinity, so that one comparison finds both.
     if max(job.workers.each(job.size, merge, kernel.unit(job))) >= NON_FINITE:
         raise NonFiniteError
 
@@ -255,6 +262,7 @@ def _is_tame(parameters: ParameterValues) -> bool:
     """Whether no setting of a method can carry an ordinary value beyond float32."""
     for value in parameters.values():
         for number in value if isinstance(value, (tuple, list)) else (value,):
+            # Zero is below the range and yet harmless: nothing grows by it.
             is_number = isinstance(number, (int, float)) and bool(number)
             if is_number and not 1.0 / _TAME <= abs(number) <= _TAME:
                 return False
@@ -264,6 +272,7 @@ def _is_tame(parameters: ParameterValues) -> bool:
 def _is_finite(entries: NDArray[Any]) -> bool:
     """Whether merged entries are finite; bfloat16 comes as its bits."""
     if entries.dtype == np.uint16:
+        # All eight bits of the exponent: infinity or NaN.
         return not bool(((entries & 0x7F80) == 0x7F80).any())
     return bool(np.isfinite(entries).all())
 

@@ -43,10 +43,12 @@ def _check_settings(value: object) -> object:
 
 def _fault_of_setting(setting: object) -> str | None:
     """What is wrong with a setting: a scalar, a gradient, or filtered settings; None if nothing."""
+    # YAML has words for NaN and infinity: .nan and .inf.
     if isinstance(setting, float) and not math.isfinite(setting):
         return "must be a finite number"
     if isinstance(setting, (int, float)) and abs(setting) > _LARGEST:
         return f"must be at most {_LARGEST:g} in size: sums of it would leave float32"
+    # Text too: YAML 1.1 reads 1e-3 (no dot) as text, and the method's parameter converts it.
     if isinstance(setting, (bool, int, float, str)):
         return None
     if isinstance(setting, dict):
@@ -97,6 +99,7 @@ VocabularySource = Annotated[
 ]
 DtypeName = Annotated[
     Literal["float32", "float16", "bfloat16", "float64"],
+    # As torch prints its types.
     BeforeValidator(lambda name: name.removeprefix("torch.") if isinstance(name, str) else name),
 ]
 
@@ -106,6 +109,7 @@ Rounding = Literal["nearest", "stochastic"]
 
 def _check_range(value: object) -> object:
     is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+    # `type`, as isinstance would take true and false for numbers of layers.
     if not is_pair or any(type(layer) is not int for layer in value):  # type: ignore[attr-defined]
         raise ValueError(f"must be [first, end], two whole numbers (got {value!r:.60})")
     return value

@@ -127,6 +127,7 @@ def _their_method(name: str) -> Any:
 
     try:
         return merge_methods.get(name)
+    # So mergekit says that it does not know a method.
     except RuntimeError:
         return None
 

@@ -78,6 +78,8 @@ def load_merge_graph(path: Path) -> MergeGraph:
     merge_configs: list[MergeConfig] = []
     for document, place in zip(documents, places, strict=True):
         try:
+            # Left out here, where it has a meaning: a merge by itself passes over it with a
+            # warning.
             plain_values = {key: value for key, value in document.items() if key != "name"}
             merge_configs.append(parse_merge_config(plain_values, where=place))
         except ConfigError as error:
@@ -139,6 +141,7 @@ def _ordered(
     above: tuple[int, ...],
 ) -> Iterator[int]:
     """Numbers of the merges that one needs, each once and before what needs it, and its own."""
+    # `above` are the merges that wait for this one; to come upon one of them again is a circle.
     if number in above:
         circle_text = " -> ".join(
             next((name for name, n in known.items() if n == member), "the result")

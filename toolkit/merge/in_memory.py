@@ -102,6 +102,8 @@ class LiveMerge:
             run_task(plan.method, task, self._models, destination, settings, memory)
 
         self._workers.tensors([flat.numel() for flat in flat_targets], merge)
+        # What transformers holds in another form was written beside the model, and is converted
+        # now.
         stored.finish()
 
     @torch.no_grad()
@@ -127,5 +129,7 @@ class LiveMerge:
 def _array(flat: Tensor) -> NDArray[Any]:
     """A tensor's own memory as an array; bfloat16 as its bits."""
     if flat.dtype == torch.bfloat16:
+        # numpy has no bfloat16: torch hands its bits out as int16, and the same bits serve as
+        # uint16.
         return flat.view(torch.int16).numpy().view(np.uint16)
     return flat.numpy()

@@ -62,6 +62,8 @@ def why_not_live(folder: Path) -> str:
         # NaN in every parameter first: a parameter that the merge does not reach stays NaN, and is
         # seen.
         parameter.zero_() if not parameter.is_floating_point() else parameter.fill_(torch.nan)
+    # Two halves of a number are the number, exactly: what differs afterwards was written elsewhere
+    # or not at all.
     halves = [{"model": name, "parameters": {"weight": 0.5}} for name in ("general", "specialist")]
     half_config = parse_merge_config({"merge_method": "linear", "models": halves}, where="proof")
     try:

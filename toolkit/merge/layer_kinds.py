@@ -52,6 +52,7 @@ def derived_config(values: JsonView) -> JsonObject | None:
             config = transformers.AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
         except Exception:  # classes check their values in their own ways
             return None
+    # By default values that equal the class's own are left out.
     config_json: JsonObject = json.loads(config.to_json_string(use_diff=False))
     return config_json
 
@@ -151,6 +152,7 @@ def _is_index(path: str, signatures: Sequence[Signature]) -> bool:
     integer_values = [v for v in values_by_layer if isinstance(v, int) and not isinstance(v, bool)]
     if len(values_by_layer) < 2 or len(integer_values) < len(values_by_layer):
         return False
+    # Under whatever name: it rises by one from layer to layer.
     return all(value - number == integer_values[0] for number, value in enumerate(integer_values))
 
 

@@ -27,6 +27,7 @@ _LAYER_KEYS = (
 )
 """What configs call the number of their layers."""
 
+# GPT-NeoX calls its head embed_out; wte and wpe are GPT-2's tables, shared.weight is T5's.
 _BEFORE_LAYERS = re.compile(r"embed(?!_out)|wte|wpe|shared\.weight$")
 
 
@@ -136,6 +137,7 @@ class ModelView:
         self.file = file or (lambda _: name)
         self.shapes = shapes
         self.layout = Layout(shapes, layer_counts(config))
+        # Unsaid is tied: transformers 4 leaves out what equals its default, and that was true.
         self.is_tied = tie_setting(config) is not False
 
     def tied_name(self, name: str, shape: tuple[int, ...]) -> str | None:

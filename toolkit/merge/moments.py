@@ -32,6 +32,7 @@ MomentKind = Literal["regmean", "fisher"]
 Sums = np.memmap[Any, np.dtype[np.float32]]
 """A tensor that lies in the file."""
 
+# The loss is that of the next token, which a single token does not have.
 _LEAST_TOKENS = 2
 
 
@@ -66,6 +67,7 @@ def write_moments(
     from toolkit.checkpoint.load import load_causal_model
 
     tokenizer = load_tokenizer(model_folder)
+    # Before the model is loaded: a file without text is refused at once, and progress has a total.
     windows = list(_cut_windows(tokenizer, _read_texts(texts), num_tokens, window_tokens))
     if not windows:
         raise MergeError(f"{texts}: holds no text of {_LEAST_TOKENS} tokens; give another file.")
@@ -82,6 +84,7 @@ def write_moments(
                 read(torch.tensor([window]))
                 advance(len(window), "")
         for array in sums.values():
+            # Fisher is a mean over losses, of which a window has one; XᵀX a mean over tokens.
             array /= len(windows) if kind == "fisher" else sum(map(len, windows))
             array.flush()
     return sum(map(len, windows))
@@ -122,6 +125,7 @@ def _moment_shapes(model: Any, kind: MomentKind) -> dict[str, tuple[int, ...]]:
     named = parameters_by_name(model)
     if kind == "fisher":
         return {name: tuple(parameter.shape) for name, parameter in named.items()}
+    # By identity, as layers have other names in memory than in files.
     inputs = {id(layer.weight): layer.in_features for layer in _linear_layers(model)}
     return {
         name: (inputs[id(parameter)],) * 2
@@ -151,9 +155,11 @@ def _open_sums(
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, stop]}
         start = stop
     header_bytes = json.dumps(header).encode()
+    # safetensors allows spaces after the header; with them data begins at a multiple of 8 bytes.
     header_bytes += b" " * (-len(header_bytes) % 8)
     with path.open("wb") as file:
         file.write(len(header_bytes).to_bytes(8, "little") + header_bytes)
+        # Zeros without writing them: the file is sparse until sums are added to it.
         file.truncate(8 + len(header_bytes) + start)
     sums: dict[str, Sums] = {}
     place = 8 + len(header_bytes)
@@ -203,6 +209,7 @@ def _gradient_moments(model: Any, sums: Mapping[str, Sums]) -> Iterator[Callable
             gradient = named[name].grad
             if gradient is not None:
                 array += gradient.square().numpy()
+        # `backward` adds to gradients; squares are of each window by itself.
         model.zero_grad()
 
     yield read

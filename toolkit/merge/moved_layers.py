@@ -48,6 +48,7 @@ def move_layers(
     """
     if [layer for _, layer in origin] == list(range(stored)):
         return  # every layer is where it was
+    # As it was: `values` changes below, and layers are compared with what they were.
     old_config = json.loads(json.dumps(values))
     for part, path in config_parts(values):
         depth_keys = [
@@ -59,6 +60,7 @@ def move_layers(
         part.update(dict.fromkeys(depth_keys, len(origin)))
         part.update({name: entries for name, entries in moved_lists.items() if name in part})
         if stored > depth:
+            # The config must not promise layers that slices leave out.
             part.update({key: 0 for key in part if _BEYOND.search(key) and part[key]})
         implied_part = _part_at(derived_config(values) or {}, path)
         # After the depth is set: only lists that transformers does not derive by itself are added.
@@ -99,6 +101,7 @@ def _follows_depth(whole: JsonView, path: str, keys: Sequence[str], name: str) -
     """Whether transformers makes a list longer when there is a layer more."""
     deeper_config = json.loads(json.dumps(whole))
     part = next(part for part, part_path in config_parts(deeper_config) if part_path == path)
+    # Left out, so that transformers derives it anew.
     part.pop(name, None)
     part.update({key: part[key] + 1 for key in keys})
     derived_list = _part_at(derived_config(deeper_config) or {}, path).get(name)
@@ -107,6 +110,8 @@ def _follows_depth(whole: JsonView, path: str, keys: Sequence[str], name: str) -
 
 def _entry(entries: Any, layer: int, fallback: Sequence[Any]) -> Any:
     own_entries = entries if isinstance(entries, list) and layer < len(entries) else fallback
+    # The fallback is the leading model's list, which may be shorter than this layer's model is
+    # deep.
     return own_entries[min(layer, len(own_entries) - 1)]
 
 
@@ -157,6 +162,8 @@ def _fit_kinds(
         return
     number, kind_path = differing()[0]
     model, layer = origin[number]
+    # A path with a colon at its end is a module's class (see `_signature`): weights of one class do
+    # not load into another, while a differing attribute only changes what is computed.
     if kind_path.endswith(":") or kind_path == "the model, which cannot be built":
         raise MergeError(
             f"{stack}: layer {number} of the merge, {layer} of {model}, would be of another kind "

@@ -48,6 +48,8 @@ def promote(a: str, b: str) -> str:
     narrow, wide = sorted((a, b), key=item_bytes)
     if item_bytes(narrow) < item_bytes(wide):
         return wide
+    # Equally wide: float16 has finer steps and bfloat16 more range, so only float32 holds both. The
+    # two 8-bit floats both fit into bfloat16.
     return "F32" if item_bytes(wide) > 1 else "BF16"
 
 
@@ -72,10 +74,12 @@ def merged_config(
     folder = models.checkpoint(leader).folder
     if not (folder / "config.json").is_file():
         raise MergeError(f"{folder}: has no config.json; give a whole model folder.")
+    # A deep copy, as parts of the leading model's config are changed below.
     values: JsonObject = json.loads(json.dumps(models.config(leader)))
     layout = Layout(models.shapes(leader), layer_counts(values))
     for stack, origin in plan.stacks.items():
         stored = layout.stacks[stack]
+        # Only where a layer moved: importing transformers takes longer than a small merge.
         if [layer for _, layer in origin] != list(range(stored)):
             from toolkit.merge.moved_layers import move_layers  # it asks transformers
 
@@ -86,6 +90,8 @@ def merged_config(
         untie(values)
     written = TORCH_NAMES[_main_dtype(plan, dtypes)]
     for part, path in config_parts(values):
+        # transformers 5 says `dtype` where 4 said `torch_dtype`; a file with both may contradict
+        # itself.
         if not path or "dtype" in part or "torch_dtype" in part:
             part.pop("torch_dtype", None)
             part["dtype"] = written

@@ -93,6 +93,7 @@ def resolve(
                 return value
     if parameter.required:
         owner_text = f" of {model}" if model is not None else ""
+        # Given, but for no such tensor: another mistake than not given, with another remedy.
         if any(scope is not None and parameter.name in scope for scope in scopes):
             raise ConfigError(
                 f"{parameter.name}: none of its filters matches {tensor_name}{owner_text}; end the "
@@ -142,6 +143,7 @@ def _typed(parameter: Parameter, value: Any) -> Any:
     parameter_type = parameter.type
     try:
         if parameter_type is float:
+            # `float` takes true for 1.0, and reads "inf" and "nan" out of text.
             if isinstance(value, bool) or not math.isfinite(float(value)):
                 raise ValueError
             return float(value)
@@ -152,6 +154,7 @@ def _typed(parameter: Parameter, value: Any) -> Any:
                 return bool(value)
             raise ValueError
         if parameter_type is int:
+            # 2.0 is a whole number, which gradients give as a float; 2.5 is none.
             if int(value) != float(value):
                 raise ValueError
             return int(value)

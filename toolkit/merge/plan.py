@@ -73,6 +73,7 @@ def plan_merge(
     """
     method = get_method(config.merge_method)
     check_parameters(config, method)
+    # A view takes all names of a model apart, and every slice asks for it.
     view = functools.cache(
         lambda name: ModelView(name, shapes(name), configs(name), functools.partial(files, name))
     )
@@ -80,6 +81,7 @@ def plan_merge(
     planner = _Planner(config, method, view)
     merged_modules = plan_modules(config, view, lead_view, adds_base=not method.accepts_base)
     all_tasks = [task for module in merged_modules for task in planner.plan(module)]
+    # Last: only now is it known which names the modules have taken.
     all_tasks += planner.plan_rest(merged_modules)
     return MergePlan(method, tuple(all_tasks), planner.stacks, planner.has_own_head)
 
@@ -93,6 +95,8 @@ class _Planner:
         self.has_own_head = False
 
     def plan(self, module: Module) -> Iterator[TensorTask]:
+        # As in mergekit: embeddings are merged as the first slice says, the last norm and the head
+        # as the last one.
         first_joined, last_joined = (self._join(edge, module) for edge in module.edges)
         yield from self._outside(first_joined, module.before)
         for stack, slices in module.stacks.items():
@@ -104,6 +108,7 @@ class _Planner:
         known_names = [name for module in modules for name in module.outside]
         owner = next((m for m in modules if any(map(is_vocabulary, m.outside))), modules[-1])
         last = self._join(owner.edges[1], owner)
+        # A dict, as a set would lose the order of the files.
         others = dict.fromkeys(name for piece in last.everyone for name in last.outside(piece))
         yield from self._outside(last, [name for name in others if name not in set(known_names)])
 
@@ -116,7 +121,10 @@ class _Planner:
         num_layers = sum(item.num_layers for item in slices)
         layer_origin: list[tuple[str, int]] = []
         for item in slices:
+            # The depth of the whole stack, not of the slice: `lines` scales by the place in the
+            # merge.
             joined = self._join(item, module, num_layers)
+            # Sorted by layer once: a search through all names for each layer would be quadratic.
             names_by_layer: dict[int, list[str]] = {}
             for name in joined.names(stack):
                 stack_place = joined.layout.find(name)

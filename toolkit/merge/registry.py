@@ -27,6 +27,7 @@ ParameterValues = Mapping[str, Any]
 """Keyword arguments of a method for one tensor, of the types in its signature; what is per model is
 a tuple."""
 
+# What the engine fills in; every other argument of a method is a parameter in YAML.
 _RESERVED = ("tensors", "base", "generator", "place", "thresholds", "moments")
 # Annotations are read as they are written: evaluating them would load torch.
 _TYPES: dict[str, type] = {
@@ -108,6 +109,7 @@ def merge_method(
         parameters = {
             parameter_name.rstrip("_"): Parameter(
                 name=parameter_name.rstrip("_"),
+                # Text, because every module of methods imports annotations from __future__.
                 per_model=item.annotation.startswith("PerModel"),
                 type=_TYPES[item.annotation],
                 default=None if item.default is inspect.Parameter.empty else item.default,

@@ -49,6 +49,7 @@ class StochasticRounding:
         """The rounding of one tensor; None for types that it has no effect on."""
         if dtype not in ROUNDED:
             return None
+        # NUL stands in no name, so that no step and tensor read as another pair.
         key = stream_key(self.seed, f"{self.step}\0{name}" if self.step else name, _STREAM)
         return TensorRounding(key, dtype)
 
@@ -102,23 +103,31 @@ def _to_bf16(bits: NDArray[np.uint32], halves: NDArray[np.uint32]) -> NDArray[np
     size = bits & np.uint32(0x7FFFFFFF)
     rounded = (bits + (halves >> np.uint32(16))) >> np.uint32(16)
     nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    # 0x7F7F0000 is the largest finite bfloat16. Beyond 0x7F800000 is NaN, whose payload a carry
+    # could turn into infinity.
     rounded = np.where(size > 0x7F7F0000, nearest, rounded)
     return np.where(size > 0x7F800000, 0x7FC0, rounded).astype(np.uint16)
 
 
 def _to_f16(bits: NDArray[np.uint32], halves: NDArray[np.uint32]) -> NDArray[np.uint16]:
     size, sign = bits & np.uint32(0x7FFFFFFF), (bits >> np.uint32(16)) & np.uint32(0x8000)
+    # 13 bits are cut off, and as many of the draw decide on the carry. 0x1C000 is 127 - 15, the
+    # distance between the exponents' biases, in the exponent's place.
     normal: NDArray[Any] = ((size + (halves >> np.uint32(19))) >> np.uint32(13)) - np.uint32(
         0x1C000
     )
     exponent = (size >> np.uint32(23)).astype(np.int64)
     # A step of a denormal half is 2^-24, whatever the number's own exponent.
     fraction = ((size & 0x7FFFFF) | np.where(exponent > 0, 0x800000, 0)).astype(np.uint64)
+    # 56 keeps the sum below within 64 bits; what is smaller is under 2^-32 of a step, which no draw
+    # of 32 bits could tell from nothing.
     shift = np.clip(126 - exponent, 0, 56)
     left = np.maximum(shift - 32, 0).astype(np.uint64)
     right = np.maximum(32 - shift, 0).astype(np.uint64)
     draw = (halves.astype(np.uint64) << left) >> right
     denormal = (fraction + draw) >> shift.astype(np.uint64)
+    # 113 is 2^-14, from which on halves are normal; 0x477FE000 is 65504, the largest, and
+    # 0x477FF000 is 65520, from which on infinity is the nearest.
     rounded = np.where(exponent >= 113, normal, denormal.astype(np.uint32))
     rounded = np.where(size > 0x477FE000, np.where(size >= 0x477FF000, 0x7C00, 0x7BFF), rounded)
     return np.where(size > 0x7F800000, 0x7E00, sign | rounded).astype(np.uint16)

@@ -140,6 +140,7 @@ def _module(
         cut_slices = tuple(_slice(item) for item in module.slices)
         slices_by_stack = dict.fromkeys(sliced, cut_slices)
         edge_slice = _same_models(cut_slices[0])
+        # Numbers of layers mean the one stack; others, such as a vision tower's, are merged whole.
         slices_by_stack |= {
             stack: _whole_stack(edge_slice, stack, view) for stack in stacks if stack not in sliced
         }
@@ -148,6 +149,7 @@ def _module(
             raise MergeError("slices: have no layers, and a model needs some; give layer_range.")
         edges = (cut_slices[0], cut_slices[-1])
     else:
+        # Numbers of layers follow for each stack, in `_whole_stack`.
         named_pieces = [Piece(item.model, 0, 0, item.parameters) for item in module.models or ()]
         edge_slice = Slice((*named_pieces, *_added_base(config, named_pieces, adds_base)))
         slices_by_stack = {stack: _whole_stack(edge_slice, stack, view) for stack in stacks}
@@ -196,6 +198,8 @@ def _whole_stack(edge: Slice, stack: str, view: View) -> tuple[Slice, ...]:
 def _check_ranges(divided: Mapping[str, Sequence[Slice]], view: View) -> None:
     for stack, slices in divided.items():
         for piece in (piece for item in slices for piece in item.pieces):
+            # Those stored beyond the config's depth (multi-token prediction) are no layers to
+            # slice.
             num_layers = view(piece.model).layout.depths.get(stack, 0)
             if piece.stop > num_layers:
                 raise MergeError(
@@ -216,6 +220,8 @@ def _owners(items: Sequence[str], modules: Sequence[str]) -> dict[str, str]:
                 if f".{module_words}." in f".{item}." and len(module_words) > best_length:
                     owner_modules[item], best_length = module, len(module_words)
     idle = [module for module in modules if module not in owner_modules.values()]
+    # mergekit's `text_decoder` is a part of no tensor's name: what no name fits goes there, if it
+    # is the only module left.
     rest_module = "default" if "default" in modules else idle[0] if len(idle) == 1 else None
     for item in items:
         if item not in owner_modules and rest_module is None:

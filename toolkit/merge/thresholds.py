@@ -38,6 +38,7 @@ def with_thresholds(plan: MergePlan, models: Models, workers: WorkerThreads) -> 
             f"density: {plan.method.name} trims each model as a whole, so it must be one number a "
             "model, without filters and gradients."
         )
+    # What is copied or of integers has no part in the ranks: nothing of it can be trimmed.
     merged_tasks = (task for task in plan.tasks if not task.is_copied)
     float_tasks = [task for task in merged_tasks if is_float(models.dtype(task.sources[0]))]
     found = tuple(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def run_merge(
             )
         with appearing(out) as work:
             return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
-    prepared = _prepare(config, models, truncate_embeddings=truncate_embeddings)
+    prepared = prepare_merge(config, models, truncate_embeddings=truncate_embeddings)
     settings = ComputeSettings(
         seed,
         WorkerThreads(num_threads),
@@ -106,7 +106,8 @@ def run_merge(
         sums = AchievedSums(prepared.plan, prepared.models, sampled=True)
     with appearing(out) as work:
         _write_tensors(prepared, work, shard_bytes, settings, sums, advance)
-        _write_side_files(prepared, work)
+        write_side_files(prepared, work)
+    # After the folder has appeared: there are no figures of a merge that failed.
     if tell_achieved is not None and sums is not None and (achieved := sums.result()) is not None:
         tell_achieved(achieved)
     return prepared.plan
@@ -141,7 +142,7 @@ _RESULT = "the merged model"
 
 
 @dataclass(frozen=True)
-class _PreparedMerge:
+class PreparedMerge:
     """A merge that was found to be possible; nothing is written yet.
 
     Attributes:
@@ -161,11 +162,14 @@ class _PreparedMerge:
     tokenizer: JsonView | None
 
 
-def _prepare(config: MergeConfig, models: Models, *, truncate_embeddings: bool) -> _PreparedMerge:
+def prepare_merge(
+    config: MergeConfig, models: Models, *, truncate_embeddings: bool
+) -> PreparedMerge:
     """Plan a merge and refuse what cannot come out of it as a model that loads."""
     check_tokenizer(config, models)
     for remark in oddities(config):
         warn(remark)
+    # Whether a merge loads is judged beside the models as they are stored, with their own rows.
     models_on_disk = models
     united_tokenizer: JsonView | None = None
     # Vocabularies are joined by what takes long to import, so only where one is asked for.
@@ -186,43 +190,70 @@ def _prepare(config: MergeConfig, models: Models, *, truncate_embeddings: bool) 
     model_values = merged_config(config, plan, models, dtypes_by_name)
     shapes_by_name = {task.name: task.shape for task in plan.tasks}
     refuse_unloadable_merge(model_values, shapes_by_name, models_on_disk, config.model_names())
-    return _PreparedMerge(config, plan, models, dtypes_by_name, model_values, united_tokenizer)
+    return PreparedMerge(config, plan, models, dtypes_by_name, model_values, united_tokenizer)
 
 
 def _write_tensors(
-    merge: _PreparedMerge,
+    merge: PreparedMerge,
     work: Path,
     shard_bytes: int,
     settings: ComputeSettings,
     sums: AchievedSums | None,
     advance: Callable[[float, str], None] | None,
 ) -> None:
-    dtypes, workers = merge.dtypes, settings.workers
     # Methods that trim over whole models read all of them before the first tensor is merged.
-    tasks = with_thresholds(merge.plan, merge.models, workers).tasks
+    tasks = with_thresholds(merge.plan, merge.models, settings.workers).tasks
+    with ShardWriter(work, planned_tensors(merge), shard_bytes) as writer:
+        merge_tensors(merge, tasks, writer, settings, sums, advance)
+
+
+def planned_tensors(merge: PreparedMerge) -> list[PlannedTensor]:
+    """Every tensor of the result, in the order that they are stored in."""
+    return [
+        PlannedTensor(task.name, merge.dtypes[task.name], task.shape) for task in merge.plan.tasks
+    ]
+
+
+def merge_tensors(
+    merge: PreparedMerge,
+    tasks: Sequence[TensorTask],
+    writer: ShardWriter,
+    settings: ComputeSettings,
+    sums: AchievedSums | None = None,
+    advance: Callable[[float, str], None] | None = None,
+) -> None:
+    """Merge tensors and write each to its place.
+
+    Args:
+        merge: what they are of.
+        tasks: those to merge, with the thresholds of methods that trim over whole models.
+        writer: holds a place for each of them.
+        settings: how to compute.
+        sums: what is stored of each model's change, added up while it is written.
+        advance: told how many bytes are written.
+    """
+    dtypes, workers = merge.dtypes, settings.workers
     advance_lock = threading.Lock()
-    planned = [PlannedTensor(task.name, dtypes[task.name], task.shape) for task in tasks]
-    with ShardWriter(work, planned, shard_bytes) as writer:
 
-        def write(task: TensorTask) -> None:
-            _write_task(merge, task, writer, settings, sums)
-            if advance is not None:
-                with advance_lock:
-                    advance(task.size * item_bytes(dtypes[task.name]), task.name)
+    def write(task: TensorTask) -> None:
+        _write_task(merge, task, writer, settings, sums)
+        if advance is not None:
+            with advance_lock:
+                advance(task.size * item_bytes(dtypes[task.name]), task.name)
 
-        def is_fused(task: TensorTask) -> bool:
-            dtype = dtypes[task.name]
-            engine = engine_of(task, merge.plan.method, merge.models, dtype, settings.device)
-            return engine == "kernel" and not settings.allow_non_finite
+    def is_fused(task: TensorTask) -> bool:
+        dtype = dtypes[task.name]
+        engine = engine_of(task, merge.plan.method, merge.models, dtype, settings.device)
+        return engine == "kernel" and not settings.allow_non_finite
 
-        # Both lists are settled before any tensor is written: a kernel that fails is given up for
-        # all that follow, and a task would then be in neither list.
-        fused_tasks = [task for task in tasks if is_fused(task)]
-        other_tasks = [task for task in tasks if not is_fused(task)]
-        workers.tensors([task.size for task in fused_tasks], lambda i: write(fused_tasks[i]))
-        # Definitions hold whole float32 tensors, and torch has threads of its own: one at a time.
-        for task in other_tasks:
-            write(task)
+    # Both lists are settled before any tensor is written: a kernel that fails is given up for
+    # all that follow, and a task would then be in neither list.
+    fused_tasks = [task for task in tasks if is_fused(task)]
+    other_tasks = [task for task in tasks if not is_fused(task)]
+    workers.tensors([task.size for task in fused_tasks], lambda i: write(fused_tasks[i]))
+    # Definitions hold whole float32 tensors, and torch has threads of its own: one at a time.
+    for task in other_tasks:
+        write(task)
 
 
 def _is_mergekit_s(name: str) -> bool:
@@ -231,7 +262,7 @@ def _is_mergekit_s(name: str) -> bool:
     return needs_mergekit(name)
 
 
-def _write_side_files(merge: _PreparedMerge, work: Path) -> None:
+def write_side_files(merge: PreparedMerge, work: Path) -> None:
     # Nobody sees the folder yet, so nothing in it need be atomic; and asking for these few bytes to
     # reach the disk would wait for what others write, while the weights are left to the system.
     model_values = json.dumps(merge.model_values, indent=2) + "\n"
@@ -241,7 +272,7 @@ def _write_side_files(merge: _PreparedMerge, work: Path) -> None:
 
 
 def _write_task(
-    merge: _PreparedMerge,
+    merge: PreparedMerge,
     task: TensorTask,
     writer: ShardWriter,
     settings: ComputeSettings,
@@ -258,6 +289,7 @@ def _write_task(
     try:
         run_task(merge.plan.method, task, models, Destination(dtype, put), settings)
     except ParameterError as error:
+        # The method knew the value alone; model and tensor are known here.
         raise MergeError(at_fault(error, task)) from error
     except NonFiniteError:
         # Kernels only tell that an input is not finite; which one is worth a second look now.
@@ -269,6 +301,7 @@ def _write_task(
                     "To merge all the same, allow non-finite values (--allow-non-finite)."
                 ) from None
         raise
+    # Pages of the mapped files count as memory in use until they are given back.
     for source in task.inputs:
         models.checkpoint(source.model).give_back(source.tensor)
 

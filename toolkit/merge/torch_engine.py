@@ -47,6 +47,7 @@ def merge_by_definition(
         merged = compute_tensor(method, task, tensors, base, seed=seed, dtype=dtype, device=device)
         put(0, tensor_bytes(merged))
         return
+    # In blocks, float32 copies of the inputs take megabytes instead of several whole tensors.
     flat_tensors = [tensor.reshape(-1) for tensor in tensors]
     flat_base = base.reshape(-1) if base is not None else None
 
@@ -80,6 +81,7 @@ def compute_tensor(
         return typed_tensor.clone()
     extra_arguments: dict[str, object] = {}
     if base is not None:
+        # To the device as it is stored, and widened there: 16 bits cross the bus in half the time.
         extra_arguments["base"] = base.to(device).float()
     if method.is_random:
         extra_arguments["generator"] = EntryStream(seed, task.name)

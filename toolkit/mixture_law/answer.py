@@ -81,6 +81,7 @@ def largest_share(law: Law, tolerance: float) -> MixtureAnswer:
     from_end = np.argmax(is_allowed[:, ::-1], axis=1)
     last_allowed = np.where(is_allowed.any(axis=1), _STEPS - 1 - from_end, 0)
     reached_share = float(shares[np.flatnonzero(median_rise <= tolerance)[-1]])
+    # One-sided: a rise that is smaller than expected does no harm, so all 5 % lie above.
     upper_bound = np.quantile(general_rises, _LEVEL, axis=0)
     safe_places = np.flatnonzero(upper_bound <= tolerance)
     safe_share = float(shares[safe_places[-1]]) if len(safe_places) else None
@@ -140,6 +141,7 @@ def check_runs(law: Law, runs: Sequence[MixtureRun]) -> list[Check]:
         fit, start_loss = law.on_same_documents(role), law.start.losses(role).loss
         normal_draws = np.random.default_rng([law.seed, 7, number]).standard_normal(len(fit.noise))
         drawn_changes = fit.at(np.array([share]), np.array([tokens]))[:, 0] - start_loss
+        # The mean of several runs scatters less, by the root of their number.
         predicted = _estimate(drawn_changes + fit.noise / math.sqrt(len(runs)) * normal_draws)
         measured = float(np.mean([run.losses(role).loss for run in runs])) - start_loss
         checks.append(Check(share, role, predicted, measured, len(runs)))
@@ -165,6 +167,7 @@ def leave_out(law: Law) -> list[Check]:
             )
             checks += check_runs(law_of_others, runs_of_share)
         except ConfigError:
+            # The others are too few for the law's parameters, or no longer reach around the share.
             return []
     return checks
 

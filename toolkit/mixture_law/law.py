@@ -17,6 +17,7 @@ from toolkit.mixture_law.runs import F64, ROLES, MixtureRun, Role
 
 Amount = Literal["all tokens", "domain tokens", "free"]
 
+# Even in the logarithm: that is the prior which `draw_laws` averages over.
 SHARE_EXPONENTS = np.geomspace(0.1, 8.0, 89)
 TOKEN_EXPONENTS = np.linspace(-1.0, 1.0, 41)
 _SAME = 0.1
@@ -91,6 +92,7 @@ def amount_of(runs: Sequence[MixtureRun]) -> Amount:
     domain_tokens = tokens * np.array([run.share for run in runs], dtype=np.float64)
 
     def is_same(amounts: F64) -> bool:
+        # A run of share 0 has no domain text, so it shares no amount of it with the others.
         return bool(amounts.min() > 0 and np.ptp(amounts) <= _SAME * amounts.max())
 
     if is_same(tokens):
@@ -114,6 +116,7 @@ def make_grid(runs: Sequence[MixtureRun]) -> Grid:
             f"runs: {len(runs)} of {num_shares} shares are too few for a law of {num_parameters} "
             f"parameters and its uncertainty; give at least {num_parameters + 1} runs of 3 shares."
         )
+    # The geometric middle, as the law is a power of the tokens.
     middle_tokens = float(np.exp(np.mean(np.log([run.tokens for run in runs]))))
     return Grid(exponent_pairs, middle_tokens, num_parameters)
 
@@ -156,7 +159,10 @@ def draw_laws(
     chosen_laws = _choose_laws(lines, freedom, chance)
     draw_rows = np.arange(num_draws)
     left_squares = lines.squares[draw_rows, chosen_laws]
+    # The posterior of a variance under a prior flat in its logarithm: squares over a draw of
+    # chi-squared with their degrees of freedom.
     noise = np.sqrt(left_squares / chance.chisquare(freedom, size=num_draws))
+    # The first law is the fit itself: the usual estimate of its noise, and no error drawn.
     noise[0] = np.sqrt(left_squares[0] / freedom)
     normal_draws = chance.standard_normal((2, num_draws))
     normal_draws[:, 0] = 0.0
@@ -209,6 +215,7 @@ def _fit_lines(features: F64, losses: F64) -> _Lines:
     level = losses.mean(axis=1)
     centered_losses = losses - level[:, None]
     slopes = (centered_losses @ centered_features.T) / spread
+    # The floors keep quotients and logarithms finite where all losses, or all features, are alike.
     all_squares = np.maximum((centered_losses**2).sum(axis=1, keepdims=True), 1e-300)
     squares = np.maximum(all_squares - slopes**2 * spread, _EXACT * all_squares)
     return _Lines(
@@ -313,6 +320,8 @@ def fit_law(
     grid = make_grid(runs)
     fits: list[tuple[Fit, F64]] = []
     for number, role in enumerate(ROLES):
+        # A generator for each role: draws of one must not move with the number of the other's
+        # documents.
         chance = np.random.default_rng([seed, number])
         start_losses = start.losses(role)
         num_documents = len(start_losses.nats)

@@ -68,6 +68,7 @@ def mixture_svg(law: Law, answer: MixtureAnswer | None, checks: Sequence[Check],
     changes = [0.0, *(float(end) for c in curves_by_role.values() for end in (c.min(), c.max()))]
     changes += [dot.change for dot in dots]
     changes += [answer.tolerance] if answer is not None else []
+    # Curves that are flat need some height to be drawn in.
     change_margin = 0.06 * (max(changes) - min(changes) or 1.0)
     frame = _Frame(low, high, min(changes) - change_margin, max(changes) + change_margin)
     parts = [
@@ -101,6 +102,7 @@ def _ticks(frame: _Frame, margin: float) -> Iterator[str]:
 
 def _curve(frame: _Frame, role: Role, shares: F64, curve: F64) -> Iterator[str]:
     middle_points, low_points, high_points = (frame.points(shares, changes) for changes in curve)
+    # Along the lower edge, and back along the upper one.
     band_points = f"{low_points} {' '.join(reversed(high_points.split()))}"
     color = _COLORS[role]
     yield f'<polygon points="{band_points}" fill="{color}" opacity="0.15"/>'

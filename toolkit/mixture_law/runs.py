@@ -89,6 +89,7 @@ def read_run(row: Mapping[str, Any], where: str) -> MixtureRun:
         ) from error
     if share is not None and not 0.0 <= share <= 1.0:
         raise ConfigError(f"{where}: share: must be from 0 to 1 (got {share:g}).")
+    # The law takes logarithms of tokens; the general model was trained on none here.
     if share is not None and tokens <= 0:
         raise ConfigError(f"{where}: tokens: must be greater than 0 (got {tokens}).")
     if not len(ids) == len(roles) == sizes.size == nats.size:
@@ -101,6 +102,7 @@ def read_run(row: Mapping[str, Any], where: str) -> MixtureRun:
             f"{where}: {ids[number]}: its loss is {nats[number]} nats for {sizes[number]:g} bytes; "
             "the run failed, so leave it out or make it again."
         )
+    # One document alone cannot be resampled: it would seem to be without uncertainty.
     losses_by_role = {}
     for role in ROLES:
         of_role = np.array([name == role for name in roles], dtype=bool)

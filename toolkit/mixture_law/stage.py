@@ -136,6 +136,8 @@ def run_mixtures(run: Run, request: MixtureRequest) -> list[Path]:
     check_request(request, run.recipe)
     general = ensure_general(run)
     mixture_run = replace(run, root=run.root / FOLDER)
+    # One data stage for all: each run reads its own stage of it, and all are scored on the same
+    # documents.
     data = data_stage(mixture_run, "data", mixture_data(run.recipe.data, request), general)
     # Shares are compared by small differences, so each is trained and scored in one arithmetic.
     train_section = settle_precision(mixture_training(run.recipe.train))
@@ -145,6 +147,7 @@ def run_mixtures(run: Run, request: MixtureRequest) -> list[Path]:
     )
     score_files: list[Path] = []
     named_shares: list[tuple[float | None, str]] = [(None, "general"), *request.names]
+    # The general model comes first, as what is said of each run is a change against it.
     for share, name in named_shares:
         stage_config: dict[str, object] = {"evaluate": evaluate_values, "share": share}
         if share is not None:
@@ -233,6 +236,7 @@ class _SmallRun:
                     "first_loss": summary.first_loss,
                     "last_loss": summary.last_loss,
                 }
+            # Rounded as if it had been stored: the general model was, and the two are compared.
             model = finished_model(model).to(stored_dtype(self.general)).eval()
             evaluate = settle_scoring(self.recipe.evaluate, self.general)
             model = model.to(dtype_of(evaluate.precision))  # as stored, exactly

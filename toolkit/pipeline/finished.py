@@ -34,7 +34,7 @@ def refuse_training(run: Run) -> None:
     if not run.recipe.trains:
         raise ConfigError(
             f"{run.name}: the recipe names a finished specialist, so there is nothing to train; "
-            f"`make merge DOMAIN={run.name}` chooses a merge of it."
+            f"`toolkit merge choose {run.name}` chooses a merge of it."
         )
 
 
@@ -63,6 +63,8 @@ def _write_adapted(
     plain, adapted = str(general.resolve()), f"{general.resolve()}+{adapter.resolve()}"
     weights = {adapted: section.strength}
     if section.strength != 1.0:
+        # `linear` divides by the sum of the weights, which therefore is 1. Rounded, as 1 - 0.9 is
+        # not 0.1 in binary and the weight is written out.
         weights[plain] = round(1.0 - section.strength, 12)
     config = parse_merge_config(
         {
@@ -73,6 +75,7 @@ def _write_adapted(
         },
         where="specialist.adapter",
     )
+    # Compared before the stage begins: an adapter that does not fit leaves nothing behind.
     findings = compare_models(config, Models())
     _refuse_errors(
         f"{section.adapter}: cannot be merged into the general model, {general}:", findings
@@ -101,10 +104,13 @@ def foreign_base(adapter: Path, model: ModelSection) -> str | None:
         return None  # whoever opens it says so
     if not isinstance(trained_on, str) or not trained_on:
         return None
+    # peft writes down whatever was typed: a folder here, one of another machine, or a hub name.
+    # Only the first and the last can be told apart from the general model.
     if Path(trained_on).is_dir():
         place = model.path
         is_other = place is not None and place.resolve() != Path(trained_on).resolve()
         return trained_on if is_other else None
+    # The hub takes names in any case.
     known_names = {name.lower() for name in (model.hub, model.name) if name}
     is_public = trained_on.count("/") == 1 and not trained_on.startswith((".", "/"))
     return (
@@ -125,6 +131,7 @@ def refuse_unfit(run: Run, general: Path, specialists: Mapping[str, Path]) -> No
         MergeError: one cannot be merged with the general model, or is the general model.
     """
     folders = {GENERAL: general, **specialists}
+    # The comparison reads every tensor of all models: not for a merge that stands.
     if _were_merged(run.root / "merge", folders):
         return
     models = [{"model": name, "parameters": {"weight": 1.0}} for name in folders]
@@ -167,9 +174,11 @@ def are_same_tensors(one: Path, other: Path) -> bool:
     if set(first.names) != set(second.names):
         return False
     for name in first.names:  # most often the first tensor tells
+        # float64 holds bfloat16, float16 and float32 exactly, so types do not matter.
         is_same = first.info(name).shape == second.info(name).shape and torch.equal(
             first.tensor(name).double(), second.tensor(name).double()
         )
+        # Given back at once: two whole models need not fit in memory.
         first.give_back(name)
         second.give_back(name)
         if not is_same:

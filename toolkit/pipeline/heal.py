@@ -205,6 +205,7 @@ def run_heal(inputs: HealInputs, stage: Stage, *, score_test_again: bool = False
     ledger = TestLedger(
         stage.folder.with_name(LEDGER),
         hash_of_test(test),
+        # A study of its own: scoring a merge of the same models is no earlier look of this one.
         {f"heal/{key}": stage.inputs[key] for key in (GENERAL, SPECIALIST, _SOURCE)},
     )
     name = f"heal {section.policy}-policy"
@@ -212,10 +213,14 @@ def run_heal(inputs: HealInputs, stage: Stage, *, score_test_again: bool = False
         ledger.begin(_choice(stage), name, again=score_test_again)
     scores = ScoreCache(cache_file(stage))
     with stage.running() as work:
+        # Two copies: one learns in float32, the other is what would be stored of it, and is scored
+        # and asked. Updates are too small for the stored type to add up.
         student = _load_student(inputs.source, dtype_of(recipe.evaluate.precision))
         model = prepare_model(
             load_causal_model(inputs.source, torch.float32), section.as_training()
         )
+        # Scores the models that nothing changes, and refuses one without a gain, before anything
+        # is learned.
         examiner = Examiner(recipe, inputs, stage, validation, student, scores)
         state = heal_model(
             model,
@@ -226,8 +231,10 @@ def run_heal(inputs: HealInputs, stage: Stage, *, score_test_again: bool = False
             seed=seed,
             work=work,
         )
+        # A last round that is not kept was undone in the model alone; the student still holds it.
         examiner.take(model)
         ledger.begin(_choice(stage), name, again=score_test_again)
+        # The merge stage has scored the general model and the specialist here: the cache has them.
         final = _score_test(inputs, stage, recipe, test, student, scores)
         save_model(
             finished_model(model), work, dtype=stored_dtype(inputs.general), like=inputs.source
@@ -270,6 +277,7 @@ def _rounds(
     writing = inputs.section.as_distillation()
     blocks = write_blocks(writing, stage.seed, work, inputs.general, prompts, student)
     while True:
+        # Before a block is asked for: on-policy, it is answered by the model as it is by now.
         take()
         if (block := next(blocks)).conversations:
             yield block.conversations
@@ -282,6 +290,7 @@ def _cut_rounds(
     one_round: list[Conversation] = []
     for conversation in conversations:
         one_round.append(conversation)
+        # One entry per token that is learned from; what stands before the answer does not count.
         if sum(len(one.teacher.rest_logs) for one in one_round) >= num_tokens / _ROUNDS:
             yield one_round
             one_round = []
@@ -315,9 +324,11 @@ class Examiner:
         self._stored = stored_dtype(inputs.general)
         self._student, self._scores, self._stage = student, scores, stage
         general = _load_lazily(inputs.general, student)
+        # Under the name that a search gives it, so that its scores are found in the cache.
         self._general = self._score(general, _name_of(GENERAL, stage))
         self._source = self._score(lambda: student.model, _name_of(_SOURCE, stage))
         self._gain = -self._change(self._source, self._general)
+        # Everything below is a fraction of this gain.
         if self._gain <= 0.0:
             raise EvaluationError(
                 f"{inputs.source}: is no better than the general model on the domain's validation "
@@ -340,6 +351,8 @@ class Examiner:
         """Put a model's parameters into the student, rounded as they would be stored."""
         pairs = zip(self._student.model.parameters(), model.parameters(), strict=True)
         for scored_parameter, parameter in pairs:
+            # Rounded to the stored type first, then cast to the one that scores: what is judged is
+            # what would be on disk.
             scored_parameter.copy_(parameter.to(self._stored))
 
     def look_at_source(self) -> HealLook:
@@ -354,6 +367,8 @@ class Examiner:
 
     def _look(self, losses: Losses) -> HealLook:
         objective = self._objective
+        # Upper bounds and no estimates: a loss counts as healed when it is surely within
+        # tolerance.
         bounds = objective.loss_bounds(losses, self._general)
         excess = sum(
             max(0.0, bound - self._fraction * objective.tolerances[name])
@@ -370,7 +385,8 @@ def _load_lazily(folder: Path, student: Speaker) -> Callable[[], Any]:
 
 
 def _name_of(role: str, stage: Stage) -> str:
-    """What the cache calls a model, as a search does."""
+    """What the cache calls a model, as a search does: a specialist that is healed has one name."""
+    role = SPECIALIST if stage.inputs[role] == stage.inputs[SPECIALIST] else role
     return candidate_hash({role: stage.inputs[role]}, "itself", 0)
 
 
@@ -391,6 +407,7 @@ def _score_sets(
         if items.name in losses:
             continue
         rows = range(len(items))
+        # Asked first, as loading a model takes longer than reading all of its scores.
         if name and len(scores.known(name, items)) == len(items):
             losses[items.name] = scores.score(None, name, items)
             continue
@@ -400,6 +417,8 @@ def _score_sets(
         elif items.score_together is not None:
             wanted = {one.name for one in sets}
             found = items.score_together(model, rows)
+            # One pass over the general model's answers gives several sets at once, which are then
+            # done.
             losses |= {key: values for key, values in found.items() if key in wanted}
         else:
             losses[items.name] = items.score(model, rows)
@@ -427,6 +446,7 @@ def _score_test(
     }
     healed = _score_sets(lambda: student.model, "", test, scores)
     weights = set_weights(recipe, test)
+    # Each in the merge's place: before and after are then measured by one and the same rule.
     pair = {GENERAL: losses[GENERAL], SPECIALIST: losses[SPECIALIST]}
     return {
         name: final_figures(ScoredTestSets(test, weights, {**pair, MERGE: model_losses}))

@@ -49,6 +49,8 @@ def choose_candidate(search: Search, trials: Sequence[Outcome], scorer: Scorer) 
     """Test the plain sweep on all validation documents, what promises more on those set aside."""
     section, recipe = search.recipe.search, search.recipe
     objective, separate = search.plan.objective, search.parts.are_separate
+    # Whatever beats the plain sweep was picked as the best of many on the search's documents,
+    # which flatters it; so it has to hold on documents that the search did not see.
     losses = ValidationLosses(
         objective,
         search.objective(search.parts.confirm) if separate else None,
@@ -75,6 +77,7 @@ def choose_candidate(search: Search, trials: Sequence[Outcome], scorer: Scorer) 
         remarks = [*remarks, _describe_start(recipe.train.start)]
     for line in remarks:
         say(f"  {line}")
+    # Said apart from the choice: the sweep may be chosen although another method beat it.
     beat_sweep = sweep_verdict(decision.choice.chosen, decision.confirmations, losses)
     return CandidateChoice(decision, beat_sweep, tuple(remarks))
 
@@ -91,9 +94,11 @@ def _describe_start(start: str) -> str:
 
 def count_confirmations(search: Search, choice: CandidateChoice, stage: Stage) -> CandidateChoice:
     """Remark where the documents set aside had confirmed merges of another search before."""
+    # Without documents set aside nothing was confirmed on fresh ones, so nothing is used up.
     if not (choice.decision.confirmations and search.parts.are_separate):
         return choice
     num_before = note_confirmation(
+        # Beside the stage and not in it: the count must outlive a search that is run anew.
         stage.folder.with_name(CONFIRMATIONS),
         hash_of_test(search.parts.confirm),
         hash_json(search.identity),

@@ -45,6 +45,8 @@ class MergeInputs:
 
     def hash_key(self, name: str) -> str:
         """What the hash of a specialist is called among the inputs of the stage."""
+        # Names of several are the user's own: they must not meet `data` or `merges`, which are keys
+        # of the same mapping.
         return name if name == SPECIALIST else f"{SPECIALISTS}/{name}"
 
     @property

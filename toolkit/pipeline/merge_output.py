@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from toolkit.generate.prompts import GENERAL_PROMPTS
 from toolkit.json_lines import iterate_rows
 from toolkit.merge.achieved import AchievedFractions
 from toolkit.merge.config import MergeConfig, parse_merge_config
-from toolkit.merge.to_disk import achieved_by, run_merge
+from toolkit.merge.to_disk import achieved_by, run_merge, to_yaml
 from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.progress import progress, say
 from toolkit.report.again import again_of
@@ -32,6 +33,7 @@ from toolkit.select.results import REPORT, AchievedRow, MergeResults
 from toolkit.stage import MANIFEST, Stage, hash_file, load_json, write_json
 
 ANSWERS = "answers.json"
+_CONFIG = "merge.yaml"
 
 
 def write_merge(
@@ -85,6 +87,8 @@ def references(folders: Mapping[str, Path], runs: Path) -> dict[str, str]:
     bases = [_absolute(base) for base in (Path(), runs.parent)]
     texts_by_name: dict[str, str] = {}
     for name, path in paths.items():
+        # The root holds every path: counted from it, all folders of this machine would be written
+        # out.
         base = next((b for b in bases if b != b.parent and path.is_relative_to(b)), path.parent)
         # Beginning with a dot, so that mergekit does not take it for a name on the hub.
         texts_by_name[name] = f"./{path.relative_to(base).as_posix()}"
@@ -111,6 +115,7 @@ def named(config: MergeConfig, names: Mapping[str, str], dtype: torch.dtype) -> 
         names: what to call its models, by the names it has for them.
         dtype: type that the merge is written in.
     """
+    # Through JSON, so that nested parts are plain values that can be walked.
     plain = json.loads(config.model_dump_json(exclude_none=True))
 
     def rename(node: Any) -> Any:
@@ -121,12 +126,15 @@ def named(config: MergeConfig, names: Mapping[str, str], dtype: torch.dtype) -> 
             }
         return [rename(item) for item in node] if isinstance(node, list) else node
 
+    # In float32 and cast once at the end, as the search computed it: the figures are those of this
+    # very file.
     values = {**rename(plain), "dtype": "float32", "out_dtype": str(dtype).removeprefix("torch.")}
     return parse_merge_config(values, where="merge.yaml")
 
 
 def write_model(config: MergeConfig, folders: Mapping[str, Path], work: Path, seed: int) -> None:
-    """Merge to disk beside the scores; done anew when a killed call left it half.
+    """Merge to disk beside the scores, as far as a killed call has not done it; what one left of
+    another merge is removed.
 
     Args:
         config: configuration from `named`.
@@ -135,10 +143,20 @@ def write_model(config: MergeConfig, folders: Mapping[str, Path], work: Path, se
         seed: seed of random methods.
     """
     merged = work / "model"
-    if not merged.exists():
+    # The folder appears whole or not at all, and its files are then moved, merge.yaml among them:
+    # wherever that stands, it tells of which merge the files are.
+    tells = next((p for p in (merged / _CONFIG, work / _CONFIG) if p.is_file()), None)
+    if tells is None or tells.read_text(encoding="utf-8") != to_yaml(config):
+        shutil.rmtree(merged, ignore_errors=True)
+        of_another = [work / _CONFIG, work / ANSWERS, *work.glob("*.safetensors*")]
+        for path in of_another:
+            path.unlink(missing_ok=True)
         with progress("writing the merge", 1) as advance:
             run_merge(config, merged, folders=folders, seed=seed)
             advance(1, "")
+    if not merged.is_dir():
+        return
+    # Renamed one by one, on one disk: no byte of the model is copied.
     for path in sorted(merged.iterdir()):
         path.rename(work / path.name)
     merged.rmdir()

@@ -19,6 +19,7 @@ from toolkit.checkpoint.write import dtype_name
 from toolkit.data.config import SplitName
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.cache import ScoreCache
+from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.machine import Precision, choose_scoring_precision, dtype_of
@@ -78,15 +79,20 @@ class Search:
         """Sets that are scored in full."""
         return build_objective(self.recipe, sets, RaceSection(enabled=False))
 
-    def bench(self, number: int = 0, cache: Path | None = None) -> Bench:
-        """Where the worker of this number merges and scores; scores are kept in `cache`."""
+    def bench(
+        self, number: int = 0, cache: Path | None = None, evaluate: EvaluateSection | None = None
+    ) -> Bench:
+        """Where the worker of this number merges and scores; scores are kept in `cache`. Of sets
+        that another section than the recipe's was settled for, this is `evaluate`."""
         inputs, hashes = self.inputs, self.identity["inputs"]
         return Bench(
             inputs.folders,
+            # A merge is tried as it would be stored, so the model it is written into has that
+            # type.
             load_causal_model(inputs.general, stored_dtype(inputs.general)),
             seed=self.recipe.seed,
             device=device_of(number),
-            dtype=dtype_of(self.recipe.evaluate.precision),
+            dtype=dtype_of((evaluate or self.recipe.evaluate).precision),
             cache=None if cache is None else ScoreCache(cache),
             parents={
                 GENERAL: hashes[GENERAL],
@@ -111,6 +117,7 @@ def prepare_search(
         ConfigError: a merge or a setting cannot be used, or the models' rotary bases differ.
     """
     general = inputs.general
+    # First, as it reads no more than two configuration files.
     for specialist in inputs.specialists.values():
         _refuse_other_positions(general, specialist)
     recipe = with_scoring_precision(inputs.recipe, general, precision)
@@ -136,6 +143,7 @@ def prepare_search(
     parts = divide(validation, recipe.search.confirm_fraction, recipe.seed)
     objective = build_objective(recipe, parts.search, recipe.search.race)
     start = recipe.train.start
+    # None where it is not learned yet: the merge stage learns it next, a worker refuses to join.
     learned = load_learned(stage.work / LEARNED) if recipe.search.learned is not None else None
     plan = SearchPlan(spaces, recipe.search, objective, recipe.seed, specialists, start, learned)
     identity = {
@@ -145,6 +153,8 @@ def prepare_search(
             item.name: [item.role, item.content_hash, item.settings_hash] for item in parts.search
         },
     }
+    # As a storage gives it back (tuples are lists there): the identity of a study that is
+    # continued is compared with this one, and must not differ by its form.
     plain_identity = dict(json.loads(json.dumps(identity)))
     return Search(replace(inputs, recipe=recipe), validation, test, parts, plan, plain_identity)
 
@@ -162,6 +172,7 @@ def with_learned(search: Search, stage: Stage) -> Search:
     candidate, figures = learn_profile(
         search.plan.objective,
         LiveMerge(inputs.folders, seed=search.recipe.seed),
+        # Gradients of a few weights over all tensors need more digits than a stored type has.
         load_causal_model(inputs.general, torch.float32),
         section,
         stored_dtype(inputs.general),
@@ -211,6 +222,7 @@ def wait_for_study(place: Place, name: str, seconds: float) -> None:
     """Wait until a study is begun, at most so long: whoever then opens it says what is wrong."""
     last = time.monotonic() + seconds
     while read_identity(place, name) is None and time.monotonic() < last:
+        # Each look opens the storage, which may be a database far away.
         time.sleep(min(1.0, seconds))
 
 
@@ -254,7 +266,9 @@ def _refuse_other_positions(general: Path, specialist: Path) -> None:
 
 def _rotary_base(folder: Path) -> float | None:
     values = load_json(folder / "config.json")
+    # Models that see as well keep the language model's measures one level down.
     values = values.get("text_config") or values
+    # transformers 5 writes `rope_parameters`, earlier versions a plain `rope_theta`.
     base = (values.get("rope_parameters") or {}).get("rope_theta", values.get("rope_theta"))
     return base if isinstance(base, (int, float)) else None
 
@@ -282,6 +296,7 @@ def set_weights(recipe: Recipe, sets: Sequence[EvaluationSet]) -> dict[str, floa
         ConfigError: a domain set is of no specialist.
     """
     own_sets = sets_of_specialists(recipe, sets)
+    # Else a specialist with many sets would count for more than one with a single set.
     shares = {name: 1.0 / len(names) for names in own_sets.values() for name in names}
     return {**shares, **recipe.search.weights}
 
@@ -323,6 +338,7 @@ def cache_file(stage: Stage) -> Path:
 
 
 def num_workers(recipe: Recipe) -> int:
+    # One per GPU; on a CPU one, as its threads use all cores already.
     return recipe.search.workers or max(1, torch.cuda.device_count())
 
 
@@ -330,6 +346,7 @@ def threads_each(workers: int) -> int | None:
     """Threads for each of several workers that share the processor."""
     if workers == 1 or torch.cuda.is_available():
         return None
+    # Each worker would else start a thread per core, and all of them would wait for each other.
     return max(1, (os.cpu_count() or 1) // workers)
 
 
@@ -345,6 +362,7 @@ def join_search(search: Search, stage: Stage, *, number: int) -> None:
         ToolkitError: there is none, or its storage cannot be reached.
         ConfigError: it is one of another recipe.
     """
+    # A worker never learns it: two learned merges would be two candidates of one name.
     if search.recipe.search.learned is not None and search.plan.learned is None:
         raise ToolkitError(
             f"{stage.work / LEARNED}: is not there, and the search has a merge whose weights were "

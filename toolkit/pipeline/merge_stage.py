@@ -86,19 +86,25 @@ def run_merge_stage(
         score_test_again: whether the test documents may be scored for another choice.
     """
     with stage.running() as work:
+        # Sets, merges and settings are refused here, before the first score.
         search = prepare_search(inputs, stage, precision=continue_precision(inputs, work))
         search = with_learned(search, stage)
         ledger = _open_ledger(search, stage, score_test_again=score_test_again)
         bench = _open_bench(search, stage)
+        # These scores are candidates' own and stay in the cache: the search begins with them.
         power = say_power(search, bench)
         trials = _run_trials(search, bench, work, helpers)
+        # From here on nothing is tried any more: one choice, and remarks on how it was made.
         choice = choose_candidate(search, trials, Scorer(bench, work / _CONFIRM))
         choice = count_confirmations(search, choice, stage)
         choice = remark_training(search.recipe, choice)
         say(f"  chosen: {choice.candidate.name}")
 
+        # Put down before the first test document is scored: a call that is killed meanwhile has
+        # looked all the same.
         ledger.begin(choice.candidate.key, choice.candidate.name, again=score_test_again)
         losses = score_test_once(search, choice, Scorer(bench, work / _TEST))
+        # The search made its merges in memory; only the chosen one is ever written to disk.
         merge, achieved = write_merge(choice.candidate.config, inputs, stage)
         results = collect_results(search, trials, choice, losses, ledger.count, power)
         results = replace_values(results, achieved=achieved)
@@ -125,6 +131,7 @@ def _open_ledger(search: Search, stage: Stage, *, score_test_again: bool) -> Tes
 
 def _open_bench(search: Search, stage: Stage) -> Bench:
     """Where this process merges and scores, with its part of the processor."""
+    # Helpers run beside this process on the same cores.
     threads = threads_each(num_workers(search.recipe))
     if threads is not None:
         torch.set_num_threads(threads)
@@ -150,6 +157,7 @@ def _run_trials(
 def score_test_once(search: Search, choice: CandidateChoice, scorer: Scorer) -> TestLosses:
     """Losses of the two models and the chosen merge on the test sets; of several specialists each
     is scored, and their plain mean stands in the specialist's place."""
+    # Scored in full, without a race: every figure on test sets is of all items.
     objective = search.objective(search.test)
     by_name = {outcome.candidate.name: outcome for outcome in choice.decision.outcomes}
     is_one = search.inputs.specialist is not None
@@ -165,6 +173,7 @@ def score_test_once(search: Search, choice: CandidateChoice, scorer: Scorer) -> 
             told = advance if outcome.candidate.key in unscored else (lambda *_: None)
             unscored.discard(outcome.candidate.key)
             losses = by_item(objective, scorer.score(outcome, objective, part="test", advance=told))
+            # Scores come in the drawing order of the race; figures want that of the items.
             losses_by_model[label] = {
                 item.name: [losses[item.name][name] for name in item.ids] for item in search.test
             }
@@ -214,6 +223,7 @@ def collect_results(
         beat_sweep=choice.beat_sweep,
         remarks=choice.remarks,
         search_tokens=sum(outcome.tokens for outcome in trials),
+        # What the trials would have taken without races, for the reader to compare with.
         full_tokens=len(trials) * objective.all_tokens,
         validation=_count_items(search.validation),
         test=_count_items(search.test),

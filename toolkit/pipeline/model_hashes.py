@@ -15,6 +15,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
+    # Mistral's own format; the two above are SentencePiece's other names.
     "tekken.json",
     "vocab.json",
     "vocab.txt",
@@ -47,5 +48,6 @@ def fingerprint(folder: Path) -> str:
     """
     if (folder / MANIFEST).is_file():
         return content_hash(folder)
+    # Only its top: what lies in folders below, such as `original/` on the hub, is not loaded.
     files = sorted(item for item in folder.iterdir() if item.is_file())
     return hash_json({path.name: known_hash(path) for path in files})

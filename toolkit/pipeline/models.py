@@ -55,6 +55,7 @@ def ensure_general(run: Run) -> Path:
     if section is None:
         return general
     learned = section.new_tokens is not None  # from the training documents
+    # Tokens learned from documents differ with the seed where their split does.
     if run.lender and (run.same_documents or not learned) and not depends_on_seed(run.recipe.model):
         return ensure_general(run.lender)
     from toolkit.data.files import input_hashes
@@ -64,6 +65,7 @@ def ensure_general(run: Run) -> Path:
     config = {"tokenizer": identity_of_tokenizer(section)}
     inputs = {"general": fingerprint(general)}
     if learned:
+        # Texts and their cleaning alone: how documents are packed changes no learned token.
         config["data"] = {key: identity_of_data(data)[key] for key in ("sources", "cleaning")}
         inputs |= input_hashes(data.sources)
     stage = run.stage("general-extended", config, inputs)
@@ -102,9 +104,11 @@ def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
     """
     from toolkit.checkpoint.load import load_model_config
 
+    # First of all: a repeated run would otherwise fetch or convert the same model once per seed.
     if run.lender is not None and not depends_on_seed(model):
         return ensure_model(run.lender, model, name, title)
     if model.path is not None:
+        # A wrong folder is refused now, and not when its weights are first needed, hours later.
         load_model_config(model.path)
         return model.path
     if model.hub is not None:
@@ -121,6 +125,7 @@ def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
 
 def _other_specialist(run: Run, name: str) -> Path:
     say(f"specialist of {name}:")
+    # Under the other recipe's own seed, whatever seed this run is repeated with.
     return ensure_specialist(Run.open(name, run.runs))
 
 
@@ -129,6 +134,7 @@ def _ensure_scratch(run: Run, section: ScratchSection, name: str, title: str) ->
     from toolkit.train.scratch import run_scratch
 
     tokenizer = ensure_model(run, section.tokenizer, f"{name}-tokenizer", "tokenizer's model")
+    # Of the model that lends its tokenizer no other file matters, so only those are hashed.
     config = {"shape": section.shape.model_dump(mode="json")}
     stage = run.stage(name, config, {"tokenizer": hash_json(tokenizer_hashes(tokenizer))})
     return ensure_stage(
@@ -152,6 +158,7 @@ def ensure_mixture(run: Run, section: MoeSection, name: str, title: str) -> Path
     folders = {
         BASE_OF_EXPERTS: ensure_model(run, section.base, f"{name}-base", "base of the experts")
     }
+    # Compared by equality: an expert named twice, or the base itself, is fetched and read once.
     named_models: list[tuple[ModelSection, str]] = [(section.base, BASE_OF_EXPERTS)]
     expert_names: list[str] = []
     for number, model in enumerate(section.experts or (section.base,) * section.num_experts):
@@ -197,6 +204,7 @@ def _start_and_data(run: Run) -> tuple[Path, Path]:
     def make() -> tuple[Path, Path]:
         general, data = ensure_general(run), ensure_data(run)
         own_conversations(run, general)  # the first process writes them for all
+        # Last: with a base model beside the general one it may fetch another large model.
         start = ensure_start(run)
         if start != general and not cpt_stage(run, start, data).is_complete():
             say(describe_relation(relate(general, start)))
@@ -245,6 +253,7 @@ def ensure_specialist(run: Run) -> Path:
     if recipe.specialist is not None:
         return ensure_finished(run, run, recipe.specialist, "specialist")
     use = run.recipe.train.use
+    # `last` and `best` are what the cpt stage itself leaves.
     if use == "anneal":
         return ensure_anneal(run)
     return ensure_average(run) if use == "average" else ensure_cpt(run)
@@ -277,6 +286,12 @@ def ensure_finished(run: Run, place: Run, section: SpecialistSection, title: str
     """
     if section.adapter is None:
         return ensure_model(place, section.as_model(), "specialist", title)
-    if run.lender is not None and place.lender is not None:
+    general = ensure_general(run)
+    # Lent with the general model that it is merged into, and not where each seed makes its own.
+    if (
+        run.lender is not None
+        and place.lender is not None
+        and general == ensure_general(run.lender)
+    ):
         return ensure_finished(run.lender, place.lender, section, title)
-    return merge_adapter(place, section, ensure_general(run), "specialist", title)
+    return merge_adapter(place, section, general, "specialist", title)

@@ -113,6 +113,7 @@ def _write(
         written = Written()
         with progress("writing, tokens", section.num_tokens) as advance:
             for block in write_blocks(section, stage.seed, work, general, prompts):
+                # The last block goes beyond what was asked for, and the bar should not.
                 advance(min(block.num_tokens, section.num_tokens - written.num_tokens), "")
                 written.conversations += block.conversations
                 written.texts += block.texts
@@ -129,6 +130,7 @@ def _write(
             "num_tokens": written.num_tokens,
             "left_out": dict(written.left_out),
         }
+        # Blocks were kept in case of a kill; all of them now stand in one file.
         part_names = tuple(path.name for path in work.glob("part-*"))
         stage.finish(figures, drop=part_names)
 
@@ -165,6 +167,7 @@ def write_blocks(
             conversations = load_conversations(tensors) if block_record["texts"] else []
             block = Written(conversations, block_record["texts"], Counter(block_record["left_out"]))
         else:
+            # Loaded with the first block that is not there yet: reading old ones takes no model.
             speaker = speaker or load_speaker(general)
             block = _write_block(
                 section, speaker, seed, number, seen_texts, prompt_runs, answerer or speaker
@@ -173,9 +176,12 @@ def write_blocks(
                 save_conversations(tensors, block.conversations)
             with write_atomically(texts) as file:
                 json.dump({"texts": block.texts, "left_out": dict(block.left_out)}, file)
+        # Of blocks read again too: what counts as repeated must not depend on where a run was
+        # killed.
         seen_texts |= {text["user"] for text in block.texts}
         num_tokens += block.num_tokens
         yield block
+        # After the block was handed over: whoever has enough by then never comes back here.
         _refuse_silence(section, num_tokens, number + 1, general)
 
 
@@ -203,6 +209,7 @@ def _write_block(
     """Some conversations: each depends on its number alone, and on what stands before it."""
     first_number = number * _ROWS
     prefix = _open_prefix(speaker)
+    # Question and answer share the positions that the model has.
     most_tokens = min(section.max_new_tokens, (speaker.most_tokens - len(prefix)) // 2)
     if most_tokens < 1:
         raise EvaluationError(f"{speaker.label}: its template leaves no room for a conversation.")
@@ -216,6 +223,8 @@ def _write_block(
             starts,
             most_tokens,
             temperature=section.temperature,
+            # Draws come of a hash of their place and of no generator's state: a block that is
+            # written again after a kill is the same block.
             units=lambda row, place: stable_unit(
                 seed, "self-distillation", turn, number, row_numbers[row], place
             ),
@@ -276,6 +285,7 @@ def _usable(
     asked_texts: dict[int, str] = {}
     for place, tokens in enumerate(openings):
         text = speaker.decode(tokens).strip()
+        # A turn that the limit cut off is half a question: answers to it would be learned from.
         if not tokens or tokens[-1] not in speaker.stops or not text:
             left_out["unfinished"] += 1
         elif text in seen or text in asked_texts.values():
@@ -289,6 +299,7 @@ def _usable(
 
 def _word_runs(texts: Sequence[str]) -> list[set[int]]:
     hashes, offsets = run_hashes(*word_hashes(texts), _RUN_WORDS)
+    # At the inner offsets alone: `np.split` cuts off both ends by itself.
     return [set(part.tolist()) for part in np.split(hashes, offsets[1:-1])]
 
 
@@ -316,6 +327,8 @@ def _with_distributions(
         _shared_beginning(context, tokens)
         for context, tokens in zip(contexts, sequences, strict=True)
     ]
+    # Only the largest probabilities are stored and the rest as one sum: all of a vocabulary's
+    # would be a hundred kilobytes and more per token.
     parts = top_distributions(
         speaker.model,
         [tokens[:first] for tokens, first in zip(sequences, shared_lengths, strict=True)],

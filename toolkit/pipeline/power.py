@@ -22,12 +22,15 @@ from toolkit.pipeline.merge_search import (
 )
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.set_power import SPLITS, claims, measure_power, say_power
+from toolkit.pipeline.specialist import trained_folder
 from toolkit.progress import progress, say
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
 from toolkit.search.space import SPECIALIST
+from toolkit.stage import MANIFEST
 from toolkit.statistics.power import SetPower
 
+# As four-bit formats round: 32 entries share a scale, integers go from -7 to 7.
 _BLOCK, _LEVELS = 32, 7.0
 
 
@@ -44,10 +47,10 @@ def run_power(run: Run) -> list[SetPower]:
     from toolkit.pipeline.stages import merge_stage
 
     general, data = ensure_general(run), ensure_data(run)
+    # Only looked at: `ensure_specialist` would train for hours what is asked about here.
     if run.recipe.trains:
-        use = run.recipe.train.use
-        specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
-        if not (specialist / "manifest.json").is_file():
+        specialist = trained_folder(run)
+        if not (specialist / MANIFEST).is_file():
             return _power_of_general(run, general, data)
         specialists = {SPECIALIST: specialist}
     else:
@@ -63,6 +66,7 @@ def _power_of_general(run: Run, general: Path, data: Path) -> list[SetPower]:
     objective = build_objective(recipe, validation, RaceSection(enabled=False))
     dtype = dtype_of(recipe.evaluate.precision)
     model = load_causal_model(general, dtype).eval()
+    # In this order: the second line rounds the very model that the first one scored.
     start = _losses(model, objective)
     power = measure_power(objective, _losses(round_to_four_bits(model), objective), start)
     say("  what the validation sets can see; there is no specialist yet, so scatter is that of the")
@@ -78,6 +82,7 @@ def _losses(model: Any, objective: Objective) -> Mapping[str, NDArray[np.float64
         losses = {}
         for name in names:
             raced = objective.sets[name]
+            # In the order of the race, which the objective expects losses in.
             rows = raced.order.tolist()
             losses[name] = np.asarray(raced.items.score(model, rows), dtype=np.float64)
             advance(1, name)
@@ -89,7 +94,10 @@ def round_to_four_bits(model: torch.nn.Module) -> torch.nn.Module:
     """Round every matrix to 15 levels per 32 entries, in place: a model that lost a little."""
     for parameter in model.parameters():
         if parameter.ndim == 2 and parameter.numel() % _BLOCK == 0:
+            # Blocks run across rows where a row is no multiple of 32: it is a stand-in, not a
+            # format.
             blocks = parameter.detach().float().reshape(-1, _BLOCK)
+            # A block of zeros has no largest entry to divide by.
             scale = blocks.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / _LEVELS
             parameter.copy_((torch.round(blocks / scale) * scale).reshape(parameter.shape))
     return model

@@ -40,6 +40,8 @@ def write_questions(run: Run) -> Path:
     folder = run.root / QUESTIONS
     folder.mkdir(parents=True, exist_ok=True)
     with (run.root / f".{QUESTIONS}.lock").open("a+") as lock_file:
+        # One writer at a time: each reads what was struck and writes the file again, so that of
+        # two at once one would lose a person's work.
         lock_alone(lock_file.fileno(), folder, "writing questions")
         for set_name in SETS:
             if (path := folder / f"{set_name}.jsonl").is_file():
@@ -71,9 +73,19 @@ def _write_files(run: Run, facts_folder: Path, folder: Path) -> None:
     rows_by_set: dict[str, list[dict[str, Any]]] = {name: [] for name in SETS}
     for _, row in iterate_rows(facts_folder / FACTS):
         if row["outcome"] == KEPT:
+            # A fact's row also holds how the general model answered, which no question shows.
             question = {key: row[key] for key in _ROW_KEYS if key in row}
             rows_by_set[row["set"]].append(question)
     counts = read_manifest(facts_folder)["results"]["sets"]
+    title = f"{run.name}: questions of {{}} documents"
+    for set_name, rows in rows_by_set.items():
+        path = folder / f"{set_name}.jsonl"
+        # Else the questions of an earlier call would still be asked, of facts that are gone.
+        if not rows and path.is_file():
+            write_review(path, [], title.format(set_name))
+            say(
+                f"{set_name}: keeps no questions any more; {path} holds those alone that are struck"
+            )
     if not any(rows_by_set.values()):
         raise DataError(
             "questions: none is kept of the facts found "
@@ -87,7 +99,7 @@ def _write_files(run: Run, facts_folder: Path, folder: Path) -> None:
             )
             continue
         path = folder / f"{set_name}.jsonl"
-        num_struck = write_review(path, rows, f"{run.name}: questions of {set_name} documents")
+        num_struck = write_review(path, rows, title.format(set_name))
         figures = counts[set_name]
         say(f"{set_name}: {len(rows)} questions, {num_struck} struck ({path})")
         say(f"  {_describe_outcomes({set_name: figures})}")
@@ -97,6 +109,7 @@ def _write_files(run: Run, facts_folder: Path, folder: Path) -> None:
             f"without; of those kept on {figures['known_kept']:.0%} without, and with answers "
             f"shuffled on {figures['shuffled']:.0%} with it"
         )
+        # Read back from the file: struck questions of an earlier call are no longer asked.
         remaining = [row for row in read_review(path).values() if not row["struck"]]
         for sentence in describe_power(remaining, set_name, run.recipe.select.confidence):
             say(f"  {sentence}")
@@ -104,6 +117,7 @@ def _write_files(run: Run, facts_folder: Path, folder: Path) -> None:
     say("evaluate:\n  multiple_choice:")
     for set_name, rows in rows_by_set.items():
         if rows:
+            # Both evaluation splits stand in one file; a row's own split says where it is asked.
             split_field = "split_field: split, " if set_name == "evaluation" else ""
             say(
                 f"  - {{name: {set_name} facts, role: watch, files: [{folder}/{set_name}.jsonl], "

@@ -14,7 +14,7 @@ from toolkit.recipe.checks import library_faults, token_faults
 from toolkit.recipe.layers import split_name
 from toolkit.recipe.load import find_recipe, load_recipe
 from toolkit.recipe.schema import Recipe
-from toolkit.stage import MANIFEST, Stage
+from toolkit.stage import Stage
 
 RUNS = Path("runs")
 WITHOUT_EFFECT = (
@@ -103,11 +103,12 @@ class Run:
                 runs=self.runs,
             )
 
+        # Its own comes first: other runs are asked only for what it lacks.
         own_stage = in_folder(self.root)
         if self.also and not own_stage.is_complete():
             for root in self.also:
-                # Without a manifest nothing is asked of it: asking may finish a move cut short.
-                if (root / name / MANIFEST).is_file() and (other := in_folder(root)).is_complete():
+                # Only looked at: nothing is written in a lender's folder.
+                if (other := in_folder(root)).stands():
                     return other
         return own_stage
 
@@ -130,6 +131,7 @@ def _refuse_loops(run: Run, within: tuple[str, ...]) -> None:
     """
     sections = {"model": run.recipe.model}
     sections |= {f"models.{name}": section for name, section in run.recipe.models.items()}
+    # A copy, as the mapping grows: a mixture takes a base and experts, each of them a model.
     for key, section in list(sections.items()):
         if (moe := section.moe) is not None:
             sections[f"{key}.moe.base"] = moe.base
@@ -147,6 +149,7 @@ def _refuse_loops(run: Run, within: tuple[str, ...]) -> None:
             other = Run.of(path, load_recipe(path, layers), run.runs, layers)
         except ConfigError as error:
             raise ConfigError(f"{run.path}: {key}.run: {error}") from None
+        # With layers, as the same file under another variant is another run.
         if other.asked_for in within:
             raise ConfigError(
                 f"{run.path}: {key}.run: leads in a circle: "
@@ -164,6 +167,7 @@ def ensure_stage(stage: Stage, title: str, act: Callable[[], None]) -> Path:
         return stage.folder
     _SEEN.add(stage.folder)
     say(f"{title}:")
+    # It stands but is not up to date: what changed is said before hours go into it.
     if stage.folder.exists():
         for note in stage.notes:
             say(f"  changed: {note}")
@@ -175,6 +179,7 @@ def ensure_stage(stage: Stage, title: str, act: Callable[[], None]) -> Path:
         for change in changes:
             say(f"    {str(change).removeprefix('config.')}")
         say("  to continue it instead, put these back and rename its folder to what it was")
+    # Not believed but asked for again below: an act may end early without an error.
     act()
     if not stage.is_complete():
         raise ToolkitError(f"{stage.folder}: is not complete after its stage ran; run it again.")
@@ -190,6 +195,8 @@ def first_alone(act: Callable[[], Result]) -> Result:
 
     if num_processes() == 1:
         return act()
+    # Two processes must never write one stage. The others wait, find everything complete, and are
+    # silent, or each line would be printed once per process.
     start_processes()
     if is_first():
         result = act()

@@ -53,9 +53,11 @@ def say_power(search: Search, bench: Merging) -> list[SetPower]:
     alpha = min(search.recipe.search.sweep or (FIRST_ALPHA,), key=lambda a: abs(a - FIRST_ALPHA))
     objective = search.objective(search.validation)
     first = search.plan.plain_mean(alpha)
+    # With several specialists a domain set has a tolerance beside its weight: it is scored once.
     set_names = list(dict.fromkeys([*objective.weights, *objective.tolerances]))
     losses_by_model = {
         candidate.name: _score(bench, candidate, objective, set_names)
+        # Both are candidates of the search: it finds these scores in the cache.
         for candidate in (search.plan.fixed[GENERAL], first)
     }
     set_powers = measure_power(objective, losses_by_model[first.name], losses_by_model[GENERAL])
@@ -79,6 +81,7 @@ def say_expected(run: Run, data: Path, general: Path, *, is_trained: bool) -> No
         return
     recipe, tokenizer = run.recipe, load_tokenizer(general)
     separator_token = read_manifest(data)["results"]["separator_token_id"]
+    # Only sets that files give: the general model's own answers would take it minutes to write.
     validation, test = (
         likelihood_sets(data / f"{split}.jsonl", tokenizer, separator_token, recipe.evaluate)
         for split in SPLITS
@@ -91,6 +94,7 @@ def say_expected(run: Run, data: Path, general: Path, *, is_trained: bool) -> No
             one.role,
             one.unit,
             len(one),
+            # The domain is to gain, so it has no tolerance that documents must suffice for.
             tolerances.get(one.name, common_tolerance) if one.role == "general" else None,
             expected_change(ASSUMED_SCATTER, one.num_groups),
             confidence,
@@ -107,6 +111,7 @@ def _score(
     bench: Merging, candidate: Candidate, objective: Objective, names: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
     losses: dict[str, NDArray[np.float64]] = {}
+    # Made in any case, and scored only where the cache lacks something.
     bench.apply(candidate.config)
     counts = {name: len(objective.sets[name].order) for name in names}
     score_missing(bench, candidate, objective, losses, counts)
@@ -140,6 +145,7 @@ def claims(validation: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -
     claim_lines = {}
     for found in (*validation, *test):
         if found.note:
+            # Both splits mostly carry the same note: said once.
             claim_lines[found.name, found.note] = f"{found.name}: {found.note}."
     return list(claim_lines.values())
 
@@ -161,6 +167,7 @@ def expect_prompts(
             unknown_sets.append(f"retention: {error}".rstrip("."))
         else:
             limit = tolerances.get(LOSS, wanted.loss_tolerance)
+            # Prompts over one text get similar answers: as one group they count as one observation.
             change = expected_change(ASSUMED_SCATTER, len({prompt.group for prompt in prompts}))
             size = len(prompts)
             prompt_powers.append(

@@ -38,8 +38,11 @@ def data_stage(
         **input_hashes(section.sources),
         **{f"decontaminate/{p}": known_hash(p) for p in others if p.is_file()},
     }
+    # Only conversations go through a chat template: a changed one must not make plain documents
+    # anew.
     if any(source.messages_field for source in section.sources.values()):
         inputs |= conversation_hashes(general)
+    # Nothing is added for training, so that data stages made before there was a purpose fit.
     purpose = {} if for_training else {"for": "evaluation"}
     stage = run.stage(name, {"data": identity_of_data(section), **purpose}, inputs)
     return ensure_stage(
@@ -80,10 +83,18 @@ def cpt_stage(run: Run, general: Path, data: Path) -> Stage:
     depends on are written first."""
     inputs = {"general": fingerprint(general), "data": content_hash(data)}
     train = run.recipe.train
+    # They are written here, before the stage is known: their hash is part of what it is made from.
     if (conversations := own_conversations(run, general)) is not None:
         inputs["conversations"] = content_hash(conversations)
     config = {"train": identity_of(train), **watch_identity(train, run.recipe.evaluate)}
     return run.stage("cpt", config, inputs, without_effect(train))
+
+
+def trained_folder(run: Run) -> Path:
+    """Where the specialist that a recipe trains stands once it is made, as `train.use` says."""
+    use = run.recipe.train.use
+    # `last` and `best` are what the cpt stage itself leaves.
+    return run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
 
 
 def own_conversations(run: Run, general: Path) -> Path | None:
@@ -176,6 +187,8 @@ def anneal_specialist(
     step = _chosen(states, from_step, constant)
     wanted = section.anneal.steps if steps is None else steps
     num_steps = max(1, round(wanted * step)) if wanted < 1 else round(wanted)
+    # The plain name is the one that `train.use: anneal` and later stages look for; branches from a
+    # step that was asked for stand beside it.
     name = "cpt-anneal" if from_step is None else f"cpt-anneal-{from_step}"
     anneal = section.anneal.model_dump(mode="json", exclude={"steps"})
     config = {"train": identity_of(section), "from_step": step, "steps": num_steps, **anneal}
@@ -189,7 +202,11 @@ def anneal_specialist(
         from toolkit.train.state import Continuation
 
         say(f"  {num_steps} steps from step {step}")
+        # Steps count from 0: a state after `step` steps was last trained at the rate of step - 1,
+        # and the descent begins there without a jump.
         rate = learning_rate(step - 1, _planned_steps(data, section), section.schedule)
+        # The end of the descent is what is wanted: no best state is chosen along it, and none is
+        # kept.
         plain = {"use": "last", "keep_best": False, "keep_checkpoints": False}
         train_stage(
             replace_values(section, **plain),
@@ -214,6 +231,7 @@ def anneal_specialist(
 def _states(run: Run, general: Path, data: Path, from_step: int | None) -> Path:
     """Folder of states: of the complete stage, or of one under way that has the step asked for."""
     stage = cpt_stage(run, general, data)
+    # A branch need not wait for the end of training: states of a run under way serve.
     under_way = stage.work / f"state-{from_step or 0:08d}"
     if not stage.is_complete() and stage.has_begun() and under_way.is_dir():
         return stage.work
@@ -258,11 +276,13 @@ def _blocks(data: Path, section: TrainSection, num_steps: int, seed: int) -> Any
     from toolkit.data.blocks import Blocks
 
     blocks = Blocks.open(data, section.epochs, seed)
+    # Annealing from a late state may go beyond the end of the data.
     missing = num_steps - _planned_steps(data, section)
     if missing <= 0:
         return blocks
     positions = blocks.stages[-1].num_positions // section.epochs
     more = math.ceil((missing + 1) * section.global_batch_size / positions)
+    # The same seed, so that the epochs before are in the very order in which they were trained on.
     longer = Blocks.open(data, section.epochs + more, seed)
     return Blocks((*blocks.stages[:-1], longer.stages[-1]), blocks.largest_token)
 
@@ -284,6 +304,7 @@ def average_specialist(run: Run, cpt: Path, *, last: int | None = None) -> Path:
     section = run.recipe.train.average
     wanted = section.last if last is None else last
     states = cpt / "states"
+    # The last ones in time, which is not the same as the best.
     steps = saved_steps(states)[-wanted:]
     if len(steps) < wanted:
         raise _too_few(states, len(steps), wanted)

@@ -28,13 +28,13 @@ from toolkit.pipeline.models import (
 )
 from toolkit.pipeline.run import Run, first_alone
 from toolkit.pipeline.run import ensure_stage as _ensure
-from toolkit.pipeline.specialist import cpt_stage, data_stage, watch_identity
+from toolkit.pipeline.specialist import cpt_stage, data_stage, trained_folder, watch_identity
 from toolkit.progress import say
 from toolkit.search.space import SPECIALIST
 from toolkit.select.config import identity_of_selection
 from toolkit.select.results import MergeResults, read_results
 from toolkit.shipped import find_in, folders_of
-from toolkit.stage import Stage, content_hash, hash_file, hash_json, read_manifest
+from toolkit.stage import MANIFEST, Stage, content_hash, hash_file, hash_json, read_manifest
 from toolkit.train.config import identity_of, without_effect
 
 
@@ -64,7 +64,16 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     if not run.recipe.trains:  # known before documents are read
         refuse_unfit(run, general, ensure_specialists(run))
     data = ensure_data(run)
-    is_trained = not run.recipe.trains or cpt_stage(run, ensure_start(run), data).is_complete()
+    # Nothing is trained for this answer: what is said next is for those who have hours before
+    # them.
+    # Asked of a specialist that stands: to know of which stage it is, conversations are written,
+    # which takes long and is for nothing where the next line refuses.
+    may_stand = any((root / "cpt" / MANIFEST).is_file() for root in (run.root, *run.also))
+    is_trained = not run.recipe.trains or (
+        may_stand and cpt_stage(run, ensure_start(run), data).is_complete()
+    )
+    # Whether merges of this architecture can be made in memory is found out before training, and
+    # not when the search begins.
     refuse_unless_live(general, not is_trained)
     say_expected(run, data, general, is_trained=is_trained)
     specialists = ensure_specialists(run)
@@ -90,6 +99,8 @@ def merge_stage(run: Run, inputs: MergeInputs) -> Stage:
 
     recipe = run.recipe
     texts = {
+        # A merge of such a name is refused later, at the key of the recipe; here it only needs a
+        # hash.
         name: "missing"
         if (path := find_in(folders_of("merges"), name)) is None
         else hash_file(path)
@@ -129,10 +140,11 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     )
 
     recipe, data = run.recipe, run.root / "data"
+    # All stages that a worker depends on. It must find them, as making them here could differ from
+    # what the search was begun with.
     made = [data]
     if recipe.trains:
-        use = recipe.train.use
-        specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
+        specialist = trained_folder(run)
         made.append(specialist)
     named = {run.root: recipe.specialist} | {
         run.root / "specialists" / name: section for name, section in recipe.specialists.items()
@@ -157,6 +169,7 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     specialists = {SPECIALIST: specialist} if recipe.trains else ensure_specialists(run)
     inputs = MergeInputs(run.name, recipe, general, specialists, data, ensure_models(run))
     stage = merge_stage(run, inputs)
+    # The search may have ended while the worker started.
     if stage.is_complete():
         say(f"merge: up to date ({stage.folder}); there is nothing to search")
         return
@@ -195,6 +208,7 @@ def ensure_sft(run: Run) -> Path:
         start = _STARTS[section.start](run)
         return start, data_stage(run, "sft-data", section.data, start)
 
+    # The start may be a whole merge stage, which one process makes.
     start, data = first_alone(before)
     stage = run.stage(
         "sft",

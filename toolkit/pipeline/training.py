@@ -17,7 +17,7 @@ from toolkit.data.encode import Encoder
 from toolkit.data.sources import Document
 from toolkit.errors import DataError
 from toolkit.evaluate.config import EvaluateSection
-from toolkit.evaluate.likelihood import ItemSet, load_items, read_rows, score_documents
+from toolkit.evaluate.likelihood import ItemSet, load_items, read_rows, score_documents, windows
 from toolkit.recipe.schema import Recipe
 from toolkit.stage import Stage, read_manifest
 from toolkit.statistics.ratios import bits_per_byte
@@ -99,6 +99,8 @@ def make_watch(
     limit = section.forgetting_monitor.tokens_per_role
     separator_token = read_manifest(data)["results"]["separator_token_id"]
     validation_path = data / "validation.jsonl"
+    # Of a conversation only the assistant's words count, by its template; a role that has some is
+    # scored by them alone, as the two kinds of loss do not add up to one figure.
     answers = load_answers(validation_path, general, limit)
     talking_roles = {answer.role for answer in answers}
     items = load_items(validation_path, load_tokenizer(general), separator_token)
@@ -115,14 +117,16 @@ def make_watch(
     @torch.no_grad()
     def watch(model: Any) -> dict[str, float]:
         device = next(model.parameters()).device
+        # In the arithmetic of training: a jump between two would look like learning.
         with torch.autocast(device.type, torch.bfloat16, enabled=is_low(section)):
             nats = score(model, chosen, evaluate)
             nats_by_role = {role: sum(nats[n] for n in chosen.only(role)) for role in roles}
             for answer in answers:
-                nats_by_role[answer.role] += answer_loss(model, answer.tokens, answer.targets)
+                nats_by_role[answer.role] += _answer_nats(model, answer, evaluate)
         sizes = {role: sum(chosen.num_bytes[n] for n in chosen.only(role)) for role in roles}
         for answer in answers:
             sizes[answer.role] += answer.num_bytes
+        # Nats and bytes are added up first: a mean over documents would let short ones rule.
         return {role: bits_per_byte(nats_by_role[role], sizes[role]) for role in roles}
 
     return watch
@@ -145,28 +149,44 @@ class Answer:
     num_bytes: int
 
 
+def _answer_nats(model: Any, answer: Answer, evaluate: EvaluateSection) -> float:
+    """Nats of what the assistant says, in windows as documents are scored: one pass over all of it
+    may need more positions, and more memory, than there are."""
+    nats, start = 0.0, 1  # the first token is only read
+    token_windows = windows(answer.tokens, evaluate.window_tokens, evaluate.context_tokens)
+    for inputs, predicted in token_windows:
+        targets = answer.targets[start : start + len(predicted)]
+        start += len(predicted)
+        if any(targets):
+            context = [False] * (len(inputs) + 1 - len(predicted))
+            nats += answer_loss(model, [*inputs, predicted[-1]], [*context, *targets])
+    return nats
+
+
 def load_answers(path: Path, tokenizer_folder: Path, limit: int) -> list[Answer]:
     """The first conversations of an evaluation set, up to so many tokens a role."""
     rows = read_rows(path)
-    talk_rows = [row for row in rows if row.get("messages")]
-    documents = [
-        Document(row["id"], "", row["group"], row["text"], json.dumps(row["messages"]))
-        for row in talk_rows
-    ]
+    encoder = Encoder(tokenizer_folder, 0)
     answers: list[Answer] = []
     tokens_by_role: Counter[str] = Counter()
-    for row, encoded in zip(talk_rows, Encoder(tokenizer_folder, 0).encode(documents), strict=True):
-        if tokens_by_role[row["role"]] >= limit:
+    # Passed over and not ended at the limit: rows of all roles stand mixed in the file.
+    for row in rows:
+        if not row.get("messages") or tokens_by_role[row["role"]] >= limit:
             continue
+        messages = json.dumps(row["messages"])
+        document = Document(row["id"], "", row["group"], row["text"], messages)
+        (encoded,) = encoder.encode([document])
         tokens_by_role[row["role"]] += len(encoded.tokens)
         assistant_texts = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
         num_bytes = sum(len(text.encode()) for text in assistant_texts)
+        # None means that every token is learned from.
         targets = encoded.targets or [True] * len(encoded.tokens)
         answers.append(Answer(row["role"], encoded.tokens, targets, num_bytes))
     return answers
 
 
 def _first_tokens(items: ItemSet, limit: int, roles: list[str]) -> ItemSet:
+    # Always the first ones: figures of two steps must be of the same documents.
     chosen_rows: list[int] = []
     for role in roles:
         tokens_so_far = 0

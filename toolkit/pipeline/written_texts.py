@@ -36,6 +36,8 @@ def write_texts_of(run: Run) -> Path:
             "to write about; leave specialist out."
         )
     section, original = recipe.writing, without_written(recipe.data)
+    # Of a recipe that has taken the texts in, the documents without them are prepared: texts would
+    # otherwise be written of written texts, and anew each time, as their own input changed.
     data = (
         ensure_data(run)
         if original is recipe.data
@@ -48,6 +50,7 @@ def write_texts_of(run: Run) -> Path:
     folder = ensure_stage(
         stage, "written texts", lambda: run_writing(section, original, stage, data)
     )
+    # Nothing to advise where the recipe names the texts already.
     if original is recipe.data:
         (parent, *_) = chosen_sources(original, section.sources, "writing.sources")
         say("Read some of them. In the recipe, beside the other sources:")

@@ -94,10 +94,17 @@ def parse_fleet(text: str, known: Mapping[str, Device]) -> Fleet:
     >>> parse_fleet("8xh100", DEVICES).text
     '8xH100'
     """
+    # People write 8xH100, 8*H100 and 8×H100.
     match = re.fullmatch(r"\s*(?:(\d+)\s*[x*×]\s*)?([\w.-]+)\s*", text)
     if match is None or (match[1] and int(match[1]) < 1):
         raise ConfigError(f"--devices: must be like 8xH100 or L40S (got {text!r}).")
-    return Fleet(int(match[1] or 1), find_device(match[2], known, "--devices"))
+    fleet = Fleet(int(match[1] or 1), find_device(match[2], known, "--devices"))
+    if fleet.device.name == CPU and fleet.count > 1:
+        raise ConfigError(
+            f"--devices: {CPU} is this machine, all of its processors, and there is one of it "
+            f"(got {text!r}); write {CPU}."
+        )
+    return fleet
 
 
 def find_device(name: str, known: Mapping[str, Device], where: str) -> Device:
@@ -119,8 +126,8 @@ def find_device(name: str, known: Mapping[str, Device], where: str) -> Device:
 class OwnDevice(Section):
     """A device of the user's, as a file for `--prices` describes it."""
 
-    memory_gb: Measure
-    tflops: Measure
+    memory_gb: Annotated[Measure, Field(gt=0.0)]
+    tflops: Annotated[Measure, Field(gt=0.0)]
     price: Measure = 0.0
     utilization: Annotated[Measure, Field(gt=0.0, le=1.0)] = 0.35
 
@@ -164,6 +171,7 @@ def _read_prices(file: Path) -> tuple[dict[str, Device], dict[str, object]]:
     """The user's own devices, and prices by device."""
     values = load_yaml(file)
     own_devices = values.pop("devices", {})
+    # A file of prices alone needs no heading.
     prices = values.pop("prices", None)
     if prices is None:
         prices = values
@@ -189,6 +197,7 @@ def _number(value: object, where: str) -> float:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         number = math.nan
+    # NaN fails the first comparison; a bool is a number to Python and no price.
     if not 0.0 <= number < math.inf or isinstance(value, bool):
         raise ConfigError(f"{where}: must be a number, not below 0 (got {value!r}).")
     return number

@@ -60,6 +60,7 @@ def ways_to_train(
     section = precision_on(section, fleet.device.name)
     lora_section = section.lora or LoraSection(rank=DEFAULT_RANK)
     full_section = replace_values(section, lora=None)
+    # What adapters cannot be combined with is taken back, or the section would be refused.
     adapter_section = replace_values(
         section, lora=lora_section, block_expansion=None, trainable=("*",)
     )
@@ -77,6 +78,7 @@ def ways_to_train(
         named_sections = [*named_sections[2:], *named_sections[:2]]
     ways: list[Way] = []
     for name, changed_section in named_sections:
+        # A recipe may be as sparing as can be already: one column then, and not two alike.
         if changed_section not in [way.section for way in ways]:
             ways.append(
                 _measure_way(name, shape, changed_section, sequence_length, fleet, model_type)
@@ -124,6 +126,7 @@ def _measure_way(
 
     memory = memory_of(fleet)
     most_devices = 1 if device.name == CPU else _MOST_DEVICES
+    # Powers of two: what clouds lend, and a dozen tries at most.
     device_counts = (2**power for power in range(most_devices.bit_length()))
     fewest_devices = next(
         (n for n in device_counts if fits(memory_of(Fleet(n, device)), device)), None
@@ -221,6 +224,7 @@ def misfits(
             )
             ways_on = partial(ways_to_train, shape, section, longest_block, model_type=model_type)
             larger_devices = [d for d in known if d.memory_bytes > fleet.device.memory_bytes]
+            # A larger device is only named where training would fit it.
             fitting_devices = [
                 d for d in larger_devices if _first_that_fits(ways_on(Fleet(1, d))) is not None
             ]

@@ -113,6 +113,7 @@ def training_memory(
     fused = is_fused(shape, section, device=device, sharded=is_divided, model_type=model_type)
     on_cpu = device == "CPU"
     setup = _Setup(shape, section, sequence_length, processes, is_divided, on_cpu, fused)
+    # Which of the two is higher depends on length and vocabulary, so both are computed.
     at_loss, at_end = _memory_at_peaks(setup, saves=saves and on_cpu)
     return max(at_loss, at_end, key=lambda memory: memory.total)
 
@@ -263,6 +264,7 @@ def _weight_bytes(setup: _Setup) -> float:
     if setup.fused:
         return stored_bytes
     if setup.is_divided:
+        # One layer is computed while the next one is gathered.
         gathered_parameters = 2.0 * parameters.layer + parameters.embedding
         return stored_bytes + gathered_parameters * product_bytes(section)
     if not setup.low:

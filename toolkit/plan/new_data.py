@@ -179,6 +179,8 @@ def _set_source(draft: RecipeDraft, source: DraftSource) -> None:
     if draft.trains:
         most = _MOST_HELD_OUT[source.role]
         fraction = min(most, max(0.01, wanted / num_units, 1.0 / num_units))
+    # Up to whole hundredths, as a person would write it; the tiny number keeps 0.07, which is a
+    # little more in binary, from becoming 0.08.
     fraction = math.ceil(100.0 * fraction - 1e-9) / 100.0
     held_out: dict[str, Any] = {"fraction": fraction}
     num_documents = source.num_documents / (source.sample.seen_fraction or 1.0)
@@ -228,6 +230,7 @@ def _choose_seed(draft: RecipeDraft, drafts: Sequence[DraftSource]) -> None:
     if not few:
         return
     first_seed = int(draft.values.get("seed", 0))
+    # The recipe's own seed first, so that it is only changed where another one is better.
     missing_by_seed: dict[int, int] = {}
     for seed in (first_seed, *range(_SEEDS)):
         missing_by_seed[seed] = sum(_missing_units(draft, source, seed) for source in few)
@@ -243,6 +246,7 @@ def _choose_seed(draft: RecipeDraft, drafts: Sequence[DraftSource]) -> None:
 def _missing_units(draft: RecipeDraft, source: DraftSource, seed: int) -> int:
     """By how many documents or groups the sets of a source fall short of their fractions."""
     section = SourceSection.model_validate(draft.values["data"]["sources"][source.name])
+    # One entry per group: a hash divides groups, and their documents follow.
     units = {
         (size.group if section.group_together else size.id): size for size in source.sample.sizes
     }
@@ -275,6 +279,7 @@ def _set_amounts(
         if budget and domain_tokens > 1.2 * budget:
             taken_tokens = budget
             for source in domain:
+                # Each source gives its share of the budget: their proportions stay.
                 limit = _rounded(budget * tokens[source.name] / domain_tokens)
                 why = (
                     f"of about {words_of(tokens[source.name])} tokens: {how_long} of training on "
@@ -354,7 +359,7 @@ def _set_training(
 
 def _set_replay(draft: RecipeDraft, domain_tokens: float, general_tokens: float) -> None:
     data = draft.values["data"]
-    roles = {section["role"] for section in data["sources"].values()}
+    roles = {section.get("role") for section in data["sources"].values()}
     key = "data.replay_fraction"
     if "general" not in roles:
         draft.set(

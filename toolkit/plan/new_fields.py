@@ -91,6 +91,7 @@ def _choose_text(
 ) -> None:
     lengths = {name: _mean_length(name, rows) for name in names}
     texts = {name: length for name, length in lengths.items() if length >= _FEW_CHARACTERS}
+    # Only where no field is a text by its name: a dataset of documents may have questions beside.
     pair = next((pair for pair in _PAIRS if all(lengths.get(name) for name in pair)), None)
     text = _first(_TEXT, names, lambda name: name in texts)
     if text is None and pair is not None:
@@ -108,8 +109,10 @@ def _choose_text(
     if text != "text":
         settings["text_field"] = text
         reasons.setdefault("text_field", "the field that holds the text")
+    # Signs that mean something in a template's braces (`str.format`).
     can_be_named = re.fullmatch(r"[^.\[\]{}!:]+", text) is not None
     if lengths.get("title") and text != "title" and can_be_named and not _begins(text, rows):
+        # A template names its fields itself.
         settings.pop("text_field", None)
         reasons.pop("text_field", None)
         settings["template"] = f"{{title}}\n\n{{{text}}}"
@@ -123,6 +126,7 @@ def _begins(text: str, rows: Sequence[dict[str, object]]) -> bool:
 
 def _first(wanted: Sequence[str], names: Sequence[str], fits: Any) -> str | None:
     """The first wanted name that is there, in any case, and fits."""
+    # From the back, so that of two that differ by case alone the first one wins.
     known = {name.lower(): name for name in reversed(names)}
     return next((known[w] for w in wanted if w in known and fits(known[w])), None)
 

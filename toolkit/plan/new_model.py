@@ -11,10 +11,11 @@ import yaml
 
 from toolkit.checkpoint.load import load_model_config
 from toolkit.checkpoint.models import has_tokenizer
+from toolkit.checkpoint.read import lacks_shards
 from toolkit.checkpoint.references import name_siblings
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.load_yaml import read_object, read_text
-from toolkit.plan.model import Located, fetch_small_files, lacks_shards
+from toolkit.plan.model import Located, fetch_small_files
 from toolkit.plan.words import FolderTokenizer
 from toolkit.tokenizer_files import has_chat_template
 
@@ -77,6 +78,7 @@ def draft_model(given: str, option: str = "--model") -> DraftModel:
         ConfigError: there is no such folder, or it lacks what a model needs.
     """
     folder = Path(given).expanduser()
+    # A folder goes before a name on the hub, as it does in transformers.
     if folder.exists():
         draft = _in_folder(given, folder, option)
     elif HUB_NAME.fullmatch(given) and not given.startswith((".", "~")):
@@ -106,6 +108,7 @@ def draft_specialist(given: str, model: DraftModel | None) -> DraftModel:
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return _adapter(given, folder, model)
     draft = draft_model(given, option)
+    # Documents are cut by the general model's tokens alone.
     draft.end_of_document = None
     general = model.located if model is not None else Located()
     places = (draft.located.weights, general.weights)
@@ -136,6 +139,7 @@ def _adapter(given: str, folder: Path, model: DraftModel | None) -> DraftModel:
     )
     _look_at_license(draft, folder)
     base = settings.get("base_model_name_or_path")
+    # Last parts only: what was a folder there may be a hub name here.
     if isinstance(base, str) and model is not None and Path(base).name != Path(model.name).name:
         draft.notes.append(
             f"{given}: says that it was trained on {base}; the general model must be that one"
@@ -188,6 +192,7 @@ def _on_hub(name: str) -> DraftModel:
             "nothing was seen of it, and what follows from a model is a default"
         )
         return draft
+    # The cache names snapshots by their commit.
     if re.fullmatch("[0-9a-f]{40}", snapshot.name):
         draft.values["revision"] = snapshot.name
         draft.reasons["revision"] = "the newest there is here: pinned, a run can be repeated"
@@ -211,6 +216,7 @@ def _look_at_tokenizer(draft: DraftModel, folder: Path, option: str) -> None:
         raise ConfigError(f"{option} {error}") from error
     end = tokenizer.end_of_sequence
     separator = next((token for token in _SEPARATORS if token in tokenizer.vocabulary), None)
+    # A token that the vocabulary lacks cannot stand between documents.
     if separator is None or separator == end:
         return
     if end is None:
@@ -229,6 +235,7 @@ def _look_at_license(draft: DraftModel, folder: Path) -> None:
         return
     for path in sorted(folder.glob("LICENSE*")):
         try:
+            # Line breaks of license texts differ from copy to copy.
             text = " ".join(read_text(path, size=1 << 20)[:3000].lower().split())
         except ToolkitError:
             continue

@@ -141,6 +141,7 @@ def _drafts_of(pattern: str, role: Role, taken_names: Collection[str]) -> Iterat
     places, notes = _readable(pattern, role)
     files = _files_of(pattern, places, is_all=not notes)
     kinds = _row_kinds(SourceSection(role=role, files=tuple(files)))
+    # Files whose rows have other fields need a source of their own.
     places_by_kind: dict[RowFields | None, list[str]] = {}
     for place in places:
         places_by_kind.setdefault(kinds.get(place), []).append(place)
@@ -258,6 +259,7 @@ def _row_kinds(source: SourceSection) -> dict[str, RowFields]:
     for file in source_files(source):
         if format_of(file.name, "auto") not in _ROW_FORMATS:
             continue
+        # Only so many are looked at: rows of every file of a large folder would take minutes.
         if len(kinds) < _ROW_FILES and (rows := _first_rows(file)):
             found = choose_fields(rows, file.name)
             kinds[file.name] = by_signature.setdefault(found.signature, found)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from toolkit.checkpoint.config import ShapeSection
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.errors import ToolkitError
 from toolkit.json_lines import iterate_rows
 from toolkit.library_errors import first_line
 from toolkit.machine import (
@@ -32,7 +32,7 @@ from toolkit.plan.token_budget import StageAmount, stage_amounts
 from toolkit.plan.words import FolderTokenizer
 from toolkit.progress import say
 from toolkit.recipe.schema import Recipe
-from toolkit.stage import read_manifest
+from toolkit.stage import MANIFEST, read_manifest
 
 Goal = Literal["cpt", "merge"]
 
@@ -58,13 +58,11 @@ def say_outlook(run: Run, goal: Goal) -> None:
 
     An estimate must never stop a run: whatever keeps it from being made is said in its place.
     """
-    if (run.root / goal / "manifest.json").is_file():
+    if (run.root / goal / MANIFEST).is_file():
         return
     try:
         lines = describe_outlook(run, goal)
-    except ConfigError:
-        raise  # it would stop the run too
-    except (ToolkitError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of whatever kind: what would stop the run itself says so there
         say(f"{run.name}: how long it will take here cannot be told ({first_line(error)})")
         return
     for line in lines:
@@ -107,6 +105,7 @@ def describe_outlook(run: Run, goal: Goal) -> list[str]:
     model_name = recipe.model.name or recipe.model.hub or run.name
     if (problem := misfit(ways, fleet, [], model_name)) is not None:
         lines.append(f"  careful: {problem}")
+    # Advice for those who would wait; a short run is only described.
     if total_seconds is not None and training_seconds is not None and total_seconds > LONG_SECONDS:
         lines.append(f"  {_ways_to_shorten(training_seconds, search_seconds, amounts)}")
     return lines
@@ -140,6 +139,7 @@ def _expected_speed(
     fast_type: Precision = "bf16" if speeds.fastest == "bf16" else "fp32"
     scoring_rate = SCORING_SHARE[fast_type] * speeds.flops[fast_type]
     training_cost = training_flops(shape, length, lora_rank=lora_rank, again=again)
+    # Scoring is the forward pass alone, a third of training.
     scoring_cost = training_flops(shape, recipe.evaluate.window_tokens) / 3.0
     return MeasuredModel(
         training_tokens_per_second=training_rate / training_cost,
@@ -170,23 +170,24 @@ def _seconds_left(run: Run, work: list[Work], goal: Goal) -> tuple[float | None,
     is_known = bool(training_seconds if run.recipe.trains else work)
     if not is_known or len(known_seconds) < len(training_seconds):
         return None, 0.0
-    training_left = sum(known_seconds) * _fraction_left(run.root)
+    training_left = sum(known_seconds) * _fraction_left(run.root, run.recipe.train.epochs)
     if goal != "merge":
         return training_left, 0.0
     search_seconds = sum(stage.seconds or 0.0 for stage in work if stage.name == SEARCH)
     return training_left, search_seconds * SCORED_SHARE
 
 
-def _fraction_left(root: Path) -> float:
+def _fraction_left(root: Path, epochs: int) -> float:
     """Of training, where it was begun before."""
-    if (root / "cpt" / "manifest.json").is_file():
+    if (root / "cpt" / MANIFEST).is_file():
         return 0.0
     metrics_log = root / "cpt.partial" / "metrics.jsonl"
     try:
         data_results = read_manifest(root / "data")["results"]["train"]
         trained_tokens = sum(float(row.get("tokens", 0)) for _, row in iterate_rows(metrics_log))
         all_tokens = float(data_results["domain_tokens"] + data_results["general_tokens"])
-        return max(0.0, 1.0 - trained_tokens / all_tokens)
+        return max(0.0, 1.0 - trained_tokens / (epochs * all_tokens))
+    # Where nothing was begun there is no log, or not even data: all of it is left.
     except (ToolkitError, OSError, ValueError, KeyError, TypeError):
         return 1.0
 

@@ -303,6 +303,7 @@ def _late_faults(run: Run, located: Located) -> list[str]:
     if located.shape is not None:
         model = replace_values(recipe.model, shape=located.shape)
         recipe = replace_values(recipe, model=model)
+    # Asked again with the measures that are known now.
     faults = recipe_faults(recipe)
     if located.tokenizer is not None:
         faults += token_faults(recipe, located.tokenizer)
@@ -412,6 +413,7 @@ def _choose_settings(
 ) -> list[Setting]:
     recipe, amounts = run.recipe, training.amounts
     epochs = recipe.train.epochs
+    # Without named devices nothing is said to be too small.
     ways = [way for _, ways in training.memory for way in ways] if fleets else []
     full_fits = any(way.fits for way in ways if way.section.lora is None)
     lora_fits = any(way.fits for way in ways if way.section.lora is not None)
@@ -428,6 +430,7 @@ def _choose_settings(
             pieces_ratio=right_tool.evidence.pieces_ratio,
             is_instruct=located.tokenizer is not None and has_chat_template(located.tokenizer),
             now=current_settings(recipe),
+            epochs=epochs,
         )
     )
 

@@ -72,11 +72,13 @@ def _validation_sizes(name: str, data: DataSection, looked: Looked) -> tuple[int
     """Validation items of a source, and the groups that stand alone; None where nothing tells."""
     sample, split_rule = looked.samples[name], data.sources[name].split.get("validation")
     num_documents, num_groups = sample.split_documents["validation"], len(sample.validation_groups)
+    # Where nothing tells how much was seen, a number would look like a count.
     if sample.why or split_rule is None or not num_documents or sample.seen_fraction is None:
         return None
     tokens = sample.split_bytes["validation"] * looked.tokens_per_byte[sample.role]
     if data.evaluation_document_tokens is not None:  # of a longer document the rest is left out
         tokens = min(tokens, float(num_documents * data.evaluation_document_tokens))
+    # From what was seen to all of the source, and no further than its own limit.
     source_scale = 1.0 / sample.seen_fraction
     if split_rule.max_tokens is not None:
         source_scale = min(source_scale, split_rule.max_tokens / tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,17 @@ def write_recipe(run: Run, plan: PlanResults, path: Path) -> None:
     ]
     recipe_values = run.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
     text = recipe_text(recipe_values, plan.settings, opening_lines)
-    # Read before it has its name, so that what stands there is a valid recipe or nothing.
+    write_checked(text, path, load_recipe)
+
+
+def write_checked(text: str, path: Path, read: Callable[[Path], object]) -> None:
+    """Write a recipe once it was read under another name, so that what stands at `path` is a valid
+    one or nothing."""
     trial_file = path.with_name(f".{path.stem}.trial.yaml")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         trial_file.write_text(text, encoding="utf-8")
-        load_recipe(trial_file)
+        read(trial_file)
     finally:
         trial_file.unlink(missing_ok=True)
     with write_atomically(path) as file:
@@ -86,6 +91,7 @@ def recipe_text(values: dict[str, Any], settings: Sequence[Setting], opening: Se
         *sections, last_key = setting.key.split(".")
         section = changed_values
         for name in sections:
+            # A section that the recipe left to its defaults is not there yet.
             section = section.setdefault(name, {})
         section[last_key] = setting.value
         reasons_by_key[setting.key] = setting.why
@@ -105,9 +111,11 @@ def recipe_text(values: dict[str, Any], settings: Sequence[Setting], opening: Se
         key, colon, _ = body.partition(":")
         if colon and not body.startswith(("- ", "#")):
             open_keys = [
+                # Keys that are indented as far or farther ended above this line.
                 *(item for item in open_keys if item[0] < indent),
                 (indent, key.strip("'\"")),
             ]
+            # Taken out, so that a line of prose further down cannot get the comment again.
             why = reasons_by_key.pop(".".join(name for _, name in open_keys), None)
             if why is not None:
                 lines += _comment_lines(why, " " * indent)

@@ -154,6 +154,7 @@ def _read(
     kept_documents: list[tuple[float, Document]] = []
     kept_bytes = 0
     highest_hash = 1.0  # documents of lower hashes are kept: a choice that no order changes
+    # Ends without `break` only where the source does, which is what `whole` says.
     while batch := list(islice(documents, _BATCH)):
         cleaned_documents, _, _ = clean_documents(batch, cleaning, sample.dropped)
         sample.read_documents += len(batch)
@@ -168,6 +169,7 @@ def _read(
             if document_hash < highest_hash:
                 kept_documents.append((document_hash, document))
                 kept_bytes += num_bytes
+        # At twice the size, so that sorting is rare.
         if kept_bytes > 2 * KEPT_BYTES:
             kept_documents, kept_bytes, highest_hash = _thin_out(kept_documents)
         if time.monotonic() > stop_time:
@@ -197,8 +199,14 @@ def _seen_fraction(source: SourceSection, sample: Sample, last: list[Document]) 
     """Estimated share of a source that was read, where it was not read to its end."""
     if source.tokens is not None:
         return None  # the recipe says how much there is
-    if source.max_documents is not None:
-        return min(1.0, sample.read_documents / source.max_documents)
+    fraction = _fraction_of_files(source, sample, last)
+    if source.max_documents is None:
+        return fraction
+    # A limit may be more than there is: whichever of the two ends first is the end of the source.
+    return max(fraction or 0.0, min(1.0, sample.read_documents / source.max_documents))
+
+
+def _fraction_of_files(source: SourceSection, sample: Sample, last: list[Document]) -> float | None:
     if source.edgar is not None and last:
         filings = [filing.key for filing in find_filings(source.edgar)]
         last_filing = last[-1].id.removeprefix(f"{sample.name}/").rpartition("#")[0]
@@ -236,6 +244,7 @@ def duplicate_fraction(documents: list[Document], cleaning: CleaningSection) -> 
     codes, offsets = word_codes([document.text for document in documents])
     word_hashes = spread(codes)
     num_bytes = np.array([len(document.text.encode()) for document in documents], dtype=np.float64)
+    # Which of two alike is dropped does not matter here, only how much.
     no_rank = np.zeros(len(documents))
     is_repeated = drop_exact(exact_keys(word_hashes, offsets), no_rank)
     if cleaning.near_duplicate_similarity is not None:
@@ -253,6 +262,7 @@ def is_fetched(artifact: ArtifactSection, seconds: float) -> bool:
         not path.name.startswith(".") for path in artifact_folder.iterdir()
     ):
         return True
+    # In a process of its own, which can be stopped in the middle of a download.
     fetch_code = (
         "import sys; from toolkit.data.config import ArtifactSection as A; "
         "from toolkit.data.artifacts import fetch_artifact as f; "

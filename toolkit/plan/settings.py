@@ -76,6 +76,7 @@ class SettingInputs:
         pieces_ratio: tokens per word of the domain, over those of general text.
         is_instruct: whether the general model has a chat template.
         now: the recipe's own values by key; a key that is missing is left alone.
+        epochs: those of the recipe as it is.
     """
 
     shift: Shift
@@ -88,6 +89,7 @@ class SettingInputs:
     pieces_ratio: float | None
     is_instruct: bool
     now: Mapping[str, Any]
+    epochs: int = 1
 
 
 class _Rule(NamedTuple):
@@ -101,8 +103,9 @@ class _Rule(NamedTuple):
 def choose_settings(inputs: SettingInputs) -> list[Setting]:
     """Settings by rule, of those that the recipe has."""
     rules: list[_Rule] = [_Rule("data.replay_fraction", *_REPLAY[inputs.shift])]
-    epochs = 1
-    if inputs.domain_tokens is not None:
+    epochs = inputs.epochs
+    # Of a curriculum, whose amounts are its own, no epochs are proposed that could be counted with.
+    if inputs.domain_tokens is not None and "train.epochs" in inputs.now:
         epochs, why = _choose_epochs(inputs.domain_tokens, inputs.parameters)
         rules.append(_Rule("train.epochs", epochs, why))
     schedule_rule = _choose_schedule(inputs, epochs)
@@ -131,6 +134,7 @@ def _choose_epochs(tokens: float, parameters: float | None) -> tuple[int, str]:
         return 1, f"{words_of(tokens)} tokens are enough to see each once"
     epochs = next((n for n in (2, 3, 4) if worth_of_repeats(tokens, n) >= least_tokens), 4)
     worth_words = words_of(worth_of_repeats(tokens, epochs))
+    # So far below the least, repeats would cost more in forgetting than they teach.
     if worth_of_repeats(tokens, 4.0) < least_tokens / 10.0:
         return 1, (
             f"{words_of(tokens)} tokens are too few for repeats to make up for it (four epochs "
@@ -184,9 +188,11 @@ def _choose_rates(inputs: SettingInputs, num_steps: int) -> Iterator[_Rule]:
                 "where the model is small"
             )
         current_rate = inputs.now.get("train.schedule.peak_lr", peak_rate)
+        # A rate that works is left alone: nothing measured here speaks for changing it.
         if peak_rate / _LEAST_SHARE <= current_rate <= peak_rate:
             source = f"within what is known to work, up to {peak_rate:.2g}: {source}"
             peak_rate = current_rate
+        # Three digits, as products of such numbers are written to a recipe.
         yield _Rule("train.schedule.peak_lr", float(f"{peak_rate:.3g}"), source)
     warmup_fraction = inputs.now.get("train.schedule.warmup_fraction", 0.0)
     if not 0.005 <= warmup_fraction <= 0.03:

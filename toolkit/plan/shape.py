@@ -77,6 +77,7 @@ def count_parameters(shape: ShapeSection) -> Parameters:
     """
     h, num_layers = shape.hidden_size, shape.num_hidden_layers
     attention = h * (2 * attention_width(shape) + 2 * key_width(shape))
+    # Three matrices, as the feed-forward part is gated, and two norms.
     dense_layer = attention + 2 * h + 3 * h * shape.intermediate_size
     sparse_layer, active_layer = dense_layer, dense_layer
     num_dense = num_layers
@@ -94,6 +95,7 @@ def count_parameters(shape: ShapeSection) -> Parameters:
     total_parameters = shared_parameters + (num_layers - num_dense) * sparse_layer
     active_parameters = shared_parameters + (num_layers - num_dense) * active_layer
     return Parameters(
+        # Whoever declares the number knows of parts that measures do not tell.
         total=shape.num_parameters or total_parameters,
         active=shape.num_active_parameters
         or (shape.num_parameters or total_parameters) - (total_parameters - active_parameters),
@@ -140,11 +142,13 @@ def training_flops(
     """
     parameters = count_parameters(shape)
     matrix_flops = 2.0 * parameters.multiplied
+    # Scores and their products with values, 2 T A each; half of them, as attention is causal.
     attention_flops = 2.0 * shape.num_hidden_layers * attention_width(shape) * sequence_length
     forward_flops = matrix_flops + attention_flops
     if lora_rank is None:
         return 3.0 * forward_flops + again * forward_flops
     adapter_flops = 2.0 * lora_parameters(shape, lora_rank)
+    # Frozen matrices still carry the gradient to the layers below: 2 of the 3 passes remain.
     return 2.0 * matrix_flops + 3.0 * (attention_flops + adapter_flops) + again * forward_flops
 
 

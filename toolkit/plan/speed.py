@@ -66,6 +66,7 @@ def time_steps(
     step = _TimedStep(model, section, tokens, sequence_length)
     step.forward_backward()
     step.update()
+    # The step before was not counted: it allocates memory and moments that later ones find.
     pass_seconds: list[float] = []
     update_seconds: list[float] = []
     began, began_processor = time.perf_counter(), time.process_time()
@@ -74,7 +75,10 @@ def time_steps(
         update_seconds.append(step.update())
         if len(pass_seconds) >= 50:
             break
+    # Processor seconds over seconds: below the number of threads where other programs took part.
     num_busy = (time.process_time() - began_processor) / (time.perf_counter() - began)
+    # Put together from medians: a step of many micro-batches would take too long to be timed
+    # itself, and one disturbed pass must not count.
     micro_batches = -(-section.global_batch_size // step.rows)
     step_seconds = micro_batches * statistics.median(pass_seconds)
     step_seconds += statistics.median(update_seconds)
@@ -115,12 +119,14 @@ class _TimedStep:
         settings = section.optimizer
         self._optimizer = torch.optim.AdamW(
             parameter_groups(self._model, settings.weight_decay, settings.embedding_lr_scale),
+            # So small that the model stays a sane one, however long it is timed.
             lr=1e-6,
             betas=(settings.beta1, settings.beta2),
             fused=True,
         )
         self.rows = min(section.micro_batch_size, section.global_batch_size)
         needed = self.rows * (sequence_length + 1)
+        # Repeated until they fill a micro-batch: what is timed depends on their number.
         repeated = (list(tokens) * (needed // max(1, len(tokens)) + 1))[:needed]
         blocks = torch.tensor(repeated).reshape(self.rows, sequence_length + 1)
         self._inputs, self._labels = blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous()

@@ -70,6 +70,7 @@ def shuffled_words(text: str, seed: int, name: str) -> str:
     >>> sorted(shuffled_words("a b\\nc", 0, "x").split())
     ['a', 'b', 'c']
     """
+    # With the white space kept at every other place: line breaks and columns stay as they were.
     words_and_spaces = re.split(r"(\s+)", text)
     words = words_and_spaces[::2]
     random.Random(int(stable_unit("shuffle", seed, name) * 2**53)).shuffle(words)  # noqa: S311
@@ -87,8 +88,10 @@ def cut_pieces(
             break
         # Twelve characters a token are more than any text here needs.
         token_ids, offsets = tokenizer.encode(text[: 12 * num_tokens])
+        # Short ones would be mostly beginning, which is hard to guess in any text.
         if len(token_ids) < num_tokens // 2:
             continue
+        # Bytes must be those of the very tokens that are scored: the text is cut where they end.
         end_of_piece = offsets[min(num_tokens, len(token_ids)) - 1][1]
         pieces.append(TextPiece(text[:end_of_piece], [separator, *token_ids[:num_tokens]]))
     return pieces
@@ -123,6 +126,7 @@ def measure_surprise(
         num_bytes=[len(piece.text.encode()) for _, _, piece in named_pieces],
         tokens=[piece.tokens for _, _, piece in named_pieces],
     )
+    # All kinds in one call, which fills its batches better than four of them.
     nats = np.array(score_documents(model, items, section))
     figures_by_kind = {kind: _draw_figures(nats, items, kind, seed) for kind in pieces_by_kind}
     by_kind = {kind: intervals(figures)[0] for kind, figures in figures_by_kind.items()}

@@ -105,10 +105,13 @@ def source_amount(
         tokens = train_bytes * tokens_per_byte
         origin = "counted" if is_whole else "estimated"
     available = tokens
+    # Of a source that was not seen the limit is taken for what it holds: people set one where
+    # there is more.
     if max_tokens is not None and (tokens is None or tokens >= max_tokens):
         tokens = float(max_tokens)
     fill_fraction = 1.0
     if packing == "best_fit" and len(sizes):
+        # The token between documents is a target as well.
         num_targets = np.array(sizes, dtype=np.int64) + 1
         num_blocks = len(pack(num_targets, sequence_length, packing))
         fill_fraction = float(num_targets.sum() / (num_blocks * sequence_length))
@@ -171,6 +174,7 @@ def _curriculum_stage(
         num_positions += source_tokens / source.fill
         if source.tokens is None or source.at_least or source_tokens == 0.0:
             continue
+        # A twentieth is left to the error of the estimate here as well.
         if source_tokens > 1.05 * source.tokens * data.max_repeats:
             num_repeats = source_tokens / max(1.0, source.tokens)
             raise ConfigError(
@@ -196,6 +200,7 @@ def _stage_amount(
     """One epoch's tokens and filled positions as a stage of all epochs."""
     epochs = train.epochs
     num_blocks = max(1, round(positions / sequence_length))
+    # The last step of an epoch may have fewer blocks; it is a step all the same.
     num_steps = -(-num_blocks // train.global_batch_size)
     return StageAmount(
         name,

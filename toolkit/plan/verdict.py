@@ -175,6 +175,7 @@ def measured_shift(evidence: Evidence) -> tuple[Shift, list[str]]:
 def _loss_sign(evidence: Evidence) -> _Sign | None:
     if evidence.domain is None or evidence.general is None:
         return None
+    # Relative, as bits per byte of a weak model are high on any text.
     relative_gap = (evidence.domain - evidence.general) / evidence.general
     low, high = evidence.gap_low or 0.0, evidence.gap_high or 0.0
     figures = (
@@ -247,6 +248,7 @@ def judge(evidence: Evidence) -> PlanVerdict:
         case = _case_of_repeats(evidence, evidence.tokens, needed, is_familiar)
     else:
         case = _case_of_too_little(evidence, evidence.tokens, needed)
+    # Bounds that were read off a few published runs are good to a factor of two.
     is_near = 0.5 < needed.least / max(1.0, evidence.tokens) < 2.0
     # Of too little text the amount decides, whatever the shift.
     is_clear = shift not in {"unclear", "not measured"} or case.tool in {"retrieval", "fine-tuning"}
@@ -280,22 +282,27 @@ def _more_text(evidence: Evidence, tokens: float, needed: NeededTokens) -> str:
 def _case_of_enough(
     evidence: Evidence, tokens: float, needed: NeededTokens, is_familiar: bool
 ) -> _Case:
-    reasons = [f"enough text: {_amount_words(evidence, tokens, needed)}"]
+    amount = f"enough text: {_amount_words(evidence, tokens, needed)}"
     if is_familiar:
-        reasons.append("the general model already handles such text well")
-        change = (
-            "an evaluation on the domain's own tasks in which the general model fails, though "
-            "it reads the text well, would speak for CPT: bits per byte say nothing of facts"
-        )
-        can_tune = evidence.num_talks >= ENOUGH_TALKS
-        return _Case("fine-tuning" if can_tune else "nothing", reasons, [change])
+        return _case_of_familiar(evidence, amount)
     changes = [
         "a general model that reads the domain as well as general text (fewer bits per "
         "byte) would speak against CPT"
     ]
     if tokens < needed.comfortable:
         changes.append(f"{_times(needed.comfortable / tokens)} the text would make the case plain")
-    return _Case("cpt", reasons, changes)
+    return _Case("cpt", [amount], changes)
+
+
+def _case_of_familiar(evidence: Evidence, amount: str) -> _Case:
+    """Of text that the model knows, however much of it there is."""
+    change = (
+        "an evaluation on the domain's own tasks in which the general model fails, though "
+        "it reads the text well, would speak for CPT: bits per byte say nothing of facts"
+    )
+    can_tune = evidence.num_talks >= ENOUGH_TALKS or evidence.is_talk
+    reasons = [amount, "the general model already handles such text well"]
+    return _Case("fine-tuning" if can_tune else "nothing", reasons, [change])
 
 
 def _case_of_repeats(
@@ -303,9 +310,12 @@ def _case_of_repeats(
 ) -> _Case:
     worth_words = words_of(worth_of_repeats(tokens, 4.0))
     amount_words = _amount_words(evidence, tokens, needed)
+    amount = f"little text, but four epochs of it are worth {worth_words}: {amount_words}"
+    if is_familiar:
+        return _case_of_familiar(evidence, amount)
     return _Case(
-        "nothing" if is_familiar else "cpt",
-        [f"little text, but four epochs of it are worth {worth_words}: {amount_words}"],
+        "cpt",
+        [amount],
         [f"{_more_text(evidence, tokens, needed)} would make one epoch enough"],
     )
 

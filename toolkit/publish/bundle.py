@@ -4,7 +4,7 @@ bytes, with their checksums written last."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from toolkit import __version__
 from toolkit.checkpoint.open import open_checkpoint
 from toolkit.checkpoint.side_files import SIDE_FILES
 from toolkit.errors import PublishError
+from toolkit.file_hashes import known_hash
 from toolkit.publish.config import Format
 from toolkit.publish.licenses import Parent
 from toolkit.publish.public import public_json
@@ -59,6 +60,7 @@ def parent_record(parent: Parent, weights: Mapping[str, str]) -> dict[str, objec
 def copy_weights(source: Path, target: Path) -> None:
     """Copy a model's weight files and their index."""
     checkpoint = open_checkpoint(source)
+    # By the tensors and not by a glob: weight files that the index does not name stay behind.
     for weight_path in sorted({checkpoint.info(name).file for name in checkpoint.names}):
         shutil.copyfile(weight_path, target / weight_path.name)
     if (source / INDEX).is_file():
@@ -72,6 +74,7 @@ def copy_settings(source: Path, target: Path, *, with_config: bool = True) -> No
         source_path = source / file_name
         if not source_path.is_file():
             continue
+        # Vocabularies hold no such keys and are large, so they are copied byte for byte.
         if source_path.suffix == ".json" and file_name not in ("tokenizer.json", "vocab.json"):
             (target / file_name).write_bytes(public_json(source_path))
         else:
@@ -110,6 +113,7 @@ def write_sums(folder: Path) -> dict[str, str]:
 
 
 def sums_text(sums: Mapping[str, str]) -> str:
+    # `sha256sum -c` wants two characters between hash and name: a space, and one for text.
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
 
 
@@ -123,6 +127,7 @@ def parse_sums(text: str, where: str) -> dict[str, str]:
     True
     """
     hashes_by_name: dict[str, str] = {}
+    # Not `splitlines`: a file's name may hold U+2028 and its like.
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
         file_hash, _, file_name = line.partition("  ")
         # Names with a parent or an absolute path would let a bundle speak of files outside its
@@ -159,10 +164,9 @@ def is_made(folder: Path, made_from: Mapping[str, str]) -> bool:
     return file_names == set(sums) and all(hash_file(folder / n) == d for n, d in sums.items())
 
 
-def weight_sums(folder: Path, files: Iterable[str] | None = None) -> dict[str, str]:
-    """sha256 of a model's weight files by name; from the stage's manifest where it has one."""
+def weight_sums(folder: Path) -> dict[str, str]:
+    """sha256 of a model's weight files by name."""
     checkpoint = open_checkpoint(folder)
-    file_names = files or sorted({checkpoint.info(name).file.name for name in checkpoint.names})
-    manifest_path = folder / "manifest.json"
-    known = load_json(manifest_path).get("outputs", {}) if manifest_path.is_file() else {}
-    return {n: known[n]["sha256"] if n in known else hash_file(folder / n) for n in file_names}
+    file_names = sorted({checkpoint.info(name).file.name for name in checkpoint.names})
+    # Not what a manifest in the folder says: the files may have been changed since.
+    return {name: known_hash(folder / name) for name in file_names}

@@ -20,8 +20,8 @@ from toolkit.publish.tables import (
     table,
     training_rows,
 )
-from toolkit.report.verdict import percent, several_lines
-from toolkit.select.results import MergeResults, SetResult
+from toolkit.report.verdict import count_of, percent, several_lines
+from toolkit.select.results import MergeResults
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ def _metadata(facts: CardFacts) -> str:
         library_name=library[facts.format],
         pipeline_tag=_pipeline(facts),
         tags=["merge", "mergekit", *_way_tags(facts), *_format_tags(facts.format)],
+        # The hub reads `license_name` beside the license `other` only.
         license=known if name is None else "other",
         license_name=name,
         license_link=link or (merged.link if merged and not identifier else None),
@@ -142,11 +143,13 @@ def _metadata(facts: CardFacts) -> str:
         eval_results=_eval_results(facts) or None,
     )
     values: dict[str, object] = data.to_dict()  # type: ignore[no-untyped-call]
+    # The client wants it for `eval_results`, and takes it out only where there are any.
     values.pop("model_name", None)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _pipeline(facts: CardFacts) -> str:
+    # Of a model of images, GGUF files hold the language model alone.
     of_images = facts.loaded_by == "AutoModelForImageTextToText" and facts.format != "gguf"
     return "image-text-to-text" if of_images else "text-generation"
 
@@ -183,6 +186,7 @@ def _eval_results(facts: CardFacts) -> list[Any]:
 
 def _parent_row(parent: Parent, trains: bool) -> tuple[str, ...]:
     is_made = parent.role == "specialist" and trains
+    # What the reader of a row can get: a repository, a package, or the recipe that makes it.
     made = "made by recipe.yaml, not public" if is_made else "not public"
     weights = parent.origin or ("as in the repository" if parent.is_published else made)
     revision = parent.revision or "not pinned" if parent.is_published and not parent.origin else ""
@@ -221,6 +225,7 @@ def _use(facts: CardFacts) -> str:
     general = next(parent for parent in facts.parents if parent.role == "general")
     repository = facts.repository
     if facts.format == "adapter":
+        # On another revision of its base an adapter makes another model.
         revision = f", revision={general.revision!r}" if general.revision else ""
         load = (
             f"from peft import PeftModel\nfrom transformers import {facts.loaded_by}, "
@@ -249,6 +254,7 @@ def _use(facts: CardFacts) -> str:
     code = f"```python\n{load}\n\n{run}\n```"
     if not facts.files:
         return code
+    # Files may lack figures that others have: an exact one is not scored on the test sets.
     heads = tuple(dict.fromkeys(key for row in facts.files for key in row))
     rows = [tuple(row.get(head, "") for head in heads) for row in facts.files]
     return f"{code}\n\n{table(heads, rows)}"
@@ -257,8 +263,15 @@ def _use(facts: CardFacts) -> str:
 def _measured(facts: CardFacts) -> str:
     results = facts.results
     titles = result_titles(results, facts.sources)
+    num_scorings = results.test_scorings
+    scored = (
+        "once, lower is better,"
+        if num_scorings == 1
+        else f"{num_scorings} times, so that what was chosen after the first look is biased; lower "
+        "is better,"
+    )
     lines = [
-        "On test items that were scored once, lower is better, with 95 % intervals over groups of "
+        f"On test items that were scored {scored} with 95 % intervals over groups of "
         "items; signed figures are changes against the general model on the same items.",
         table(("", *(title.head for title in titles)), result_rows(results, titles)),
         f"`{results.chosen}` is one of {len(results.candidates)} candidates that were tried, "
@@ -267,6 +280,7 @@ def _measured(facts: CardFacts) -> str:
     if facts.format != "safetensors":
         lines.insert(1, "The figures are those of the merged model in full, not of these files.")
     if facts.format == "gguf":
+        # The sentence that was put in just now: a GGUF file is no safetensors.
         lines[1] += " What each file loses against it stands in the table above."
     return "\n\n".join(lines)
 
@@ -287,8 +301,8 @@ def _limits(facts: CardFacts) -> str:
         "seed, another merge may be chosen."
     ]
     sets = facts.results.sets
-    sizes = [f"{row.name}: {row.items_test}{_groups(row)}" for row in sets]
-    parts.append(f"The test sets are small (items, {', '.join(sizes)}).")
+    # How far they reach is for the intervals to say: the counts alone are given.
+    parts.append(f"It was tested on {', '.join(f'{row.name} ({count_of(row)})' for row in sets)}.")
     parts += [f"{row.name}: {row.speaks_for}." for row in sets if row.speaks_for]
     names = [source.name for source in facts.sources if source.role == "general"]
     if names:
@@ -321,13 +335,6 @@ def _limits(facts: CardFacts) -> str:
     base = public_reference(general.name, general.revision)
     parts.append(f"Nothing was done about its safety beyond what {base} brings.")
     return " ".join(parts)
-
-
-def _groups(row: SetResult) -> str:
-    """Of how many groups the items of a set are; nothing where each stands for itself."""
-    if row.one_group:  # its items had to be drawn alone
-        return " of one group"
-    return "" if row.groups_test == row.items_test else f" in {row.groups_test} groups"
 
 
 def _accepted(accepted: Mapping[str, str]) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.errors import ConfigError, PublishError, ToolkitError, sentence_end
+from toolkit.checkpoint.read import read_header
+from toolkit.errors import CheckpointError, ConfigError, PublishError, ToolkitError, sentence_end
 from toolkit.evaluate.config import BEHAVIOR_TITLES
+from toolkit.library_errors import computing
 from toolkit.progress import say
 from toolkit.publish.bundle import bundle_files
 from toolkit.publish.config import Format
@@ -16,6 +18,7 @@ from toolkit.publish.licenses import (
     Parent,
     built_with,
     find_license,
+    license_id,
     merged_license,
     name_fits,
     notices,
@@ -23,6 +26,7 @@ from toolkit.publish.licenses import (
 from toolkit.publish.privacy import find_leaks
 from toolkit.select.results import MergeResults
 
+# NumPy's files are among them, as they may hold pickled objects.
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib"}
 _CODE = {".py", ".so", ".sh", ".ipynb"}
 
@@ -41,6 +45,7 @@ class CheckedBundle:
         results: what the merge stage found.
         withheld: sources that are marked as not for publication and were used.
         file_faults: what quantized files lose beyond what is accepted.
+        scores_files: whether what quantized files lose was asked.
         base: folder of the model that an adapter belongs to, or that GGUF files were made from.
     """
 
@@ -54,6 +59,7 @@ class CheckedBundle:
     withheld: Sequence[str]
     base: Path
     file_faults: Sequence[str] = ()
+    scores_files: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ def _parents(subject: CheckedBundle) -> tuple[list[str], str]:
 def _licenses(subject: CheckedBundle) -> tuple[list[str], str]:
     merged, faults = merged_license(subject.parents)
     given, given_name = subject.license
+    given = license_id(given)
     if given and merged and given != merged.id and merged.family != "permissive":
         faults.append(f"publish.license is {given!r}, but the parents' terms ask for {merged.id!r}")
     if given and find_license(given) is None and given_name is None:
@@ -100,6 +107,7 @@ def _licenses(subject: CheckedBundle) -> tuple[list[str], str]:
 
 def _duties(subject: CheckedBundle) -> tuple[list[str], str]:
     faults: list[str] = []
+    # Read from the disk, as what counts is what leaves, and not what should have been written.
     card = _text(subject.folder / "README.md")
     notice = _text(subject.folder / "NOTICE")
     for parent in subject.parents:
@@ -134,7 +142,7 @@ def _pickles(subject: CheckedBundle) -> tuple[list[str], str]:
             faults.append(f"{file_name}: is or may be a pickle, which can carry code")
         elif bundle_path.suffix in _CODE:
             faults.append(f"{file_name}: is code, and a model needs none")
-        elif _begins_as_pickle(bundle_path):
+        elif _begins_as_pickle(bundle_path) and not _is_safetensors(bundle_path):
             faults.append(f"{file_name}: begins as a pickle does, whatever it is called")
     return faults, "neither pickles nor code"
 
@@ -146,7 +154,19 @@ def _begins_as_pickle(path: Path) -> bool:
     return head[:2] in {bytes((0x80, protocol)) for protocol in range(2, 6)} or head[:2] == b"PK"
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file of this name opens as one; its first bytes are a length, and may be any."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        read_header(path)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _weights(subject: CheckedBundle) -> tuple[list[str], str]:
+    # Not at the top: the command line reads the names of checks, and torch takes seconds.
     from toolkit.publish.weights import weight_faults
 
     return weight_faults(subject.folder, subject.format)
@@ -182,6 +202,7 @@ def _behavior(subject: CheckedBundle) -> tuple[list[str], str]:
         f"{row.name}: their share rose by {changes[row.name].estimate:.0%}, at least by "
         f"{changes[row.name].low:.0%} (95%); read the answers in the report"
         for row in counted
+        # The lower end of the interval above zero: the share surely rose.
         if row.name in changes and changes[row.name].low > 0.0
     ]
     return faults, f"{len(counted)} counts, none surely rose" if counted else "not asked for"
@@ -191,6 +212,8 @@ def _files(subject: CheckedBundle) -> tuple[list[str], str]:
     """Whether a quantized file surely answers worse than the merge it is a form of."""
     if subject.format != "gguf":
         return [], "the weights are the merge's own"
+    if not subject.scores_files:
+        return [], "not scored, as publish.gguf_tolerance is null"
     return list(subject.file_faults), "no file surely loses more than is accepted"
 
 
@@ -224,12 +247,17 @@ CHECKS: Mapping[str, Callable[[CheckedBundle], tuple[list[str], str]]] = {
 """Every check by its name, in the order they are shown."""
 
 
+_ADVICE = "look at its files, or publish in another format"
+
+
 def run_checks(subject: CheckedBundle, accepted: Mapping[str, str]) -> list[CheckResult]:
     """Make every check; one that cannot be made has failed."""
     findings = []
     for check_name, check in CHECKS.items():
         try:
-            faults, note = check(subject)
+            # A check that breaks off does not hide what the others find.
+            with computing(subject.folder, PublishError, "a library gives up on it", _ADVICE):
+                faults, note = check(subject)
         except (ToolkitError, OSError, ValueError, RuntimeError) as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             faults, note = [f"could not be made: {first_line}"], ""
@@ -250,6 +278,8 @@ def parse_accepted(words: Sequence[str]) -> dict[str, str]:
     accepted: dict[str, str] = {}
     for word in words:
         check_name, _, reason = word.partition("=")
+        if check_name in accepted:
+            raise ConfigError(f"--accept {word}: {check_name} is accepted twice; give one reason.")
         if check_name not in CHECKS:
             name_hint = sentence_end(check_name, CHECKS)
             raise ConfigError(
@@ -260,6 +290,7 @@ def parse_accepted(words: Sequence[str]) -> dict[str, str]:
             raise ConfigError(
                 f'--accept {word}: give a reason, as in --accept {check_name}="…"; it is published.'
             )
+        # On one line, as it becomes one point of a list in the card.
         accepted[check_name] = " ".join(reason.split())
     return accepted
 

@@ -109,6 +109,7 @@ def _send(api: HfApi, folder: Path, sums: Mapping[str, str], target: HubTarget) 
         _tag(api, target)
         return f"{api.endpoint}/{repository}"
     if target.pull_request:
+        # An earlier call may have proposed this, and been cut before it heard the answer.
         for number in _open_requests(api, repository):
             if _holds_bundle(api, repository, f"refs/pr/{number}", folder, sums):
                 say(f"  pull request {number} proposes exactly this already; nothing was sent")
@@ -118,6 +119,8 @@ def _send(api: HfApi, folder: Path, sums: Mapping[str, str], target: HubTarget) 
         repository,
         operations=[*_additions(folder, sums), *_deletions(api, repository, sums)],
         commit_message="Merged model with its report",
+        # Where another commit came in between, the hub answers 412, and the next try looks at that
+        # one.
         parent_commit=api.repo_info(repository).sha,
         create_pr=target.pull_request,
     )
@@ -144,6 +147,7 @@ def _deletions(api: HfApi, repository: str, sums: Mapping[str, str]) -> list[Com
     """Files of an earlier bundle that this one has no more; others' files stay."""
     from huggingface_hub import CommitOperationDelete
 
+    # Only names from checksums of ours: without those, no file there is known to be old.
     present = set(_remote_files(api, repository, "main"))
     if SUMS not in present:
         return []
@@ -164,12 +168,14 @@ def _holds_bundle(
     api: HfApi, repository: str, revision: str, folder: Path, sums: Mapping[str, str]
 ) -> bool:
     """Whether a revision holds every file of the bundle, by the hashes that the hub tells."""
+    # Nothing is downloaded: sizes and hashes of all files come with one listing.
     present_files = _remote_files(api, repository, revision)
     for file_name in (*sums, SUMS):
         remote_entry, local_path = present_files.get(file_name), folder / file_name
         if remote_entry is None or remote_entry.size != local_path.stat().st_size:
             return False
         if remote_entry.lfs is not None:
+            # SHA256SUMS has no sum of its own; it is small, and no hub keeps it as a large file.
             if remote_entry.lfs.sha256 != sums.get(file_name, ""):
                 return False
         # The hub tells sha256 of large files alone; of small ones the hash that git names them by.
@@ -247,6 +253,7 @@ def _status(error: BaseException | None) -> int | None:
 
 def _retry_after(error: BaseException | None) -> float | None:
     response = getattr(error, "response", None)
+    # The header may be a date as well; then we wait as long as we would without it.
     header_value = getattr(response, "headers", {}).get("Retry-After", "")
     return min(float(header_value), 300.0) if header_value.isdigit() else None
 

@@ -11,7 +11,7 @@ from toolkit.checkpoint.wrapped import opened_by
 from toolkit.load_yaml import load_yaml
 from toolkit.publish.card import CardFacts
 from toolkit.publish.config import Format, ParentSection, PublishSection
-from toolkit.publish.licenses import Parent, merged_license
+from toolkit.publish.licenses import Parent, license_id, merged_license
 from toolkit.publish.public import parents_of, public_merge, public_reference, to_yaml
 from toolkit.publish.settings import source_facts, training_facts
 from toolkit.recipe.model import ModelSection, SpecialistSection
@@ -49,6 +49,7 @@ class Material:
         if not self.others:
             return main_parents
         start = self.recipe.train.start  # an ancestor of the specialist, whatever the merge names
+        # A recipe may list more models than the chosen merge uses; only those are its parents.
         merge_config = load_yaml(self.merged / "merge.yaml")
         used = parents_of(merge_config, {**main_parents, **self.others})
         return main_parents | {
@@ -71,6 +72,7 @@ def find_parents(
         origin=_origin(model),
     )
     own, start = section.specialist, recipe.train.start
+    # A specialist that was trained from another model is under the terms of that one.
     inherited = general.license if start is None else recipe.models[start].license
     specialist = Parent(
         role="specialist",
@@ -78,6 +80,7 @@ def find_parents(
         revision=own.revision,
         license=own.license or inherited,
         is_published=own.name is not None,
+        trained_from=start or general.role,
     )
     if recipe.specialist is not None:
         specialist = _finished_parent("specialist", recipe.specialist, own, repository, general)
@@ -111,6 +114,7 @@ def _finished_parent(
     origin = ""
     if section.adapter is not None:
         at = public_reference(section.adapter, section.revision)
+        # A path of this machine says nothing to others, and may name its user.
         at = "an adapter" if Path(section.adapter).exists() else at
         times = "" if section.strength == 1.0 else f", {section.strength:g} times"
         origin = f"{general.name} with {at} merged into it{times}"
@@ -122,11 +126,13 @@ def _finished_parent(
     return Parent(
         role=role,
         name=name or f"{repository}-{role}",
+        # The revision of an adapter is not one of `name`; it stands in `origin`.
         revision=own.revision or (section.revision if section.hub is not None else None),
         # What a recipe of ours trained is under the general model's terms.
         license=own_license or (general.license if section.run is not None else None),
         is_published=name is not None,
         origin=origin,
+        trained_from=general.role if section.run is not None else None,
     )
 
 
@@ -168,7 +174,7 @@ def card_facts(
         description=recipe.description,
         parents=parents,
         merged_license=merged_license(parents)[0],
-        license=(section.license, section.license_name, section.license_link),
+        license=(license_id(section.license), section.license_name, section.license_link),
         language=section.language,
         sources=source_facts(
             recipe.data.sources, section, data_manifest.get("results", {}).get("sources", {})

@@ -75,6 +75,7 @@ def find_frame(tokenizer: Any) -> ChatFrame | None:
     """
     if not tokenizer.chat_template:
         return None
+    # The frame is guessed from a few texts; sixty conversations have to come out the same.
     for has_system in (True, False):
         try:
             frame = _guess_frame(tokenizer, has_system)
@@ -109,9 +110,12 @@ def _render(tokenizer: Any, messages: list[dict[str, str]], *, answer: bool = Tr
 def _guess_frame(tokenizer: Any, has_system: bool) -> ChatFrame:
     """Each role's frame follows from what a message more adds."""
     user = _message("user", _MARK)
+    # Each conversation begins with the one before, so that what it adds is one message's frame.
     one = _render(tokenizer, [user], answer=False)
     two = _render(tokenizer, [user, _message("assistant", _MARK)], answer=False)
     three = _render(tokenizer, [user, _message("assistant", _MARK), user], answer=False)
+    # The user's frame is that of the third message: some templates put a system message of their
+    # own before the first, and that is what `start` then holds.
     around = {"assistant": _split(two[len(one) :]), "user": _split(three[len(two) :])}
     start = one.removesuffix(_MARK.join(around["user"]))
     if has_system:

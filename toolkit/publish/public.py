@@ -50,6 +50,7 @@ def public_merge(
                 + "), so it has no public name; run the merge stage again."
             )
 
+    # Under any key: the source of a tokenizer may be a model too.
     def rename(node: Any) -> Any:
         if isinstance(node, dict):
             return {key: rename(value) for key, value in node.items()}
@@ -108,6 +109,7 @@ def public_recipe(
         general: public name of the general model.
         revision: of that.
     """
+    # A copy all through, as values deep in it are replaced.
     plain_recipe = json.loads(json.dumps(recipe))
     model_values = plain_recipe["model"]
     if "path" in model_values:
@@ -118,12 +120,15 @@ def public_recipe(
     named = (plain_recipe.get("specialist") or {}, *plain_recipe.get("specialists", {}).values())
     for specialist_values in named:
         for key in ("path", "adapter"):
+            # What is no folder here is a name on the hub, which others can use as it is.
             if key in specialist_values and Path(str(specialist_values[key])).exists():
                 specialist_values[key] = PurePosixPath(specialist_values[key]).name
     for source_name, source in plain_recipe["data"]["sources"].items():
         known = section.sources.get(source_name)
         if known is not None and known.dataset is not None and "files" in source:
             source["files"] = [known.dataset]
+    # Where workers met changes no merge, and its URL may hold a password.
+    plain_recipe.get("search", {}).pop("storage", None)
     for role in ("general", "specialist"):
         for file_key in ("license_file", "notice_file"):
             plain_recipe.get("publish", {}).get(role, {}).pop(file_key, None)

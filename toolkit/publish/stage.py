@@ -36,13 +36,13 @@ from toolkit.publish.file_scores import FileScorer
 from toolkit.publish.formats import write_adapter_files, write_gguf_files
 from toolkit.publish.hub import HubTarget, check_credentials, upload_bundle
 from toolkit.publish.license_texts import Agreements, find_agreements
-from toolkit.publish.licenses import Parent, merged_license
+from toolkit.publish.licenses import Parent, license_id, merged_license
 from toolkit.publish.material import Material, card_facts, find_parents, parent_section
 from toolkit.publish.public import (
     public_recipe,
     to_yaml,
 )
-from toolkit.publish.store import upload_to_store
+from toolkit.publish.store import open_store, read_remote_sums, store_errors, upload_to_store
 from toolkit.select.results import read_results
 from toolkit.stage import appearing, content_hash, hash_bytes, hash_json
 
@@ -72,13 +72,25 @@ def run_publish(
     """
     folder = make_bundle(material, kind, repository, accepted)
     if isinstance(target, HubTarget):
-        check_credentials()
         say(f"uploading to {target.repository}:")
         say(f"  {upload_bundle(folder, target)}")
     elif target is not None:
         say(f"uploading to {target}:")
         say(f"  {upload_to_store(folder, target)}")
     return folder
+
+
+def check_target(target: HubTarget | str | None) -> None:
+    """Make sure that a target can be reached, before anything is made for it.
+
+    Raises:
+        PublishError: it cannot, or there are no credentials.
+    """
+    if isinstance(target, HubTarget):
+        check_credentials()
+    elif target is not None:
+        with store_errors(target):
+            read_remote_sums(*open_store(target), target)
 
 
 def make_bundle(
@@ -92,6 +104,8 @@ def make_bundle(
     folder = material.root / "publish" / kind
     parents = find_parents(material.recipe, repository, material.places)
     section = material.recipe.publish
+    # License texts first: they are part of what a bundle is made from, so that a changed LICENSE
+    # makes it anew.
     agreements = find_agreements(
         parents,
         material.places,
@@ -147,6 +161,7 @@ def _make(
     make_record().write(work)
     say(f"  {len(bundle_files(work))} files")
     subject = _subject(material, kind, repository, parents, agreements, work)
+    # The model and all around it stand: from here on it is looked at, not written.
     file_faults = [fault for row in model_figures.values() for fault in _faults(row)]
     findings = run_checks(replace(subject, file_faults=file_faults), accepted)
     show_findings(findings)
@@ -156,9 +171,11 @@ def _make(
         # Kept for people to look at, under a name that no later command takes for a bundle.
         work.rename(refused_folder)
         refuse_failed(findings, refused_folder)
+    # A reason that was given for a check that passed is not published.
     used_reasons = {f.check: f.reason for f in findings if f.state == "accepted" and f.reason}
     _write_around(material, work, agreements, facts, used_reasons)
     make_record(findings).write(work)
+    # Last, as they mark a whole bundle, and hash the card with its final reasons.
     write_sums(work)
 
 
@@ -190,7 +207,9 @@ def _write_model(
 ) -> dict[str, dict[str, object]]:
     """The model files; returns the figures of those that are not the merged model bit for bit."""
     section, merged = material.recipe.publish, material.merged
+    # `find_parents` puts the general model first.
     general_parent = parents[0]
+    # GGUF files hold their config themselves, and an adapter's is its base's.
     copy_settings(merged, work, with_config=kind == "safetensors")
     if kind == "safetensors":
         copy_weights(merged, work)
@@ -208,13 +227,14 @@ def _write_model(
         )
     merged_terms, _ = merged_license(parents)
     gguf_facts = {
-        "license": section.license or (merged_terms.id if merged_terms else None),
+        "license": license_id(section.license) or (merged_terms.id if merged_terms else None),
         "languages": section.language,
         "base_models": [parent.name for parent in parents if parent.is_published],
     }
+    # The custom of the hub: the repository is NAME-GGUF, its files are NAME-TYPE.gguf.
     file_stem = repository.rsplit("/", 1)[-1].removesuffix("-GGUF")
     score = None
-    if section.gguf_tolerance is not None and set(section.gguf) - {"F32", "BF16"}:
+    if section.gguf_tolerance is not None:
         score = FileScorer(material, section.gguf_tolerance).losses_of
     return write_gguf_files(
         merged,
@@ -247,6 +267,7 @@ def _write_around(
 ) -> None:
     """Card, merge, recipe, reports and licenses."""
     copy_reports(material.merged, work)
+    # What the author wrote, without defaults: those belong to the version in bundle.json.
     general_parent = facts.parents[0]
     recipe_values = public_recipe(
         material.recipe.model_dump(mode="json", exclude_unset=True),
@@ -274,6 +295,7 @@ def _record(
     figures: Mapping[str, Mapping[str, object]],
 ) -> Any:
     """A function of the findings, so that the files are hashed once only."""
+    # Once, outside the function: hashing the weights takes minutes.
     parent_records = [parent_record(p, weight_sums(material.places[p.role])) for p in parents]
     merge_record = {"seed": material.recipe.seed, "weights": weight_sums(material.merged)}
 
@@ -311,5 +333,6 @@ def _subject(
         license=(section.license, section.license_name),
         results=read_results(material.merged),
         withheld=[name for name, source in section.sources.items() if source.not_for_publication],
+        scores_files=section.gguf_tolerance is not None,
         base=material.merged if kind == "gguf" else material.general,
     )

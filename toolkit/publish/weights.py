@@ -87,6 +87,7 @@ def _models(folder: Path, kind: Format, base: Path) -> Iterator[tuple[str, Any]]
         yield folder.name, load_causal_model(folder, _dtype(folder))
         return
     if kind == "adapter":
+        # peft is slow to import, and only adapters need it.
         from peft import PeftModel
 
         base_model = load_causal_model(base, _dtype(base))
@@ -116,12 +117,14 @@ def tokenizer_faults(folder: Path) -> tuple[list[str], str]:
     faults = []
     for text in _TEXTS:
         token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        # By default transformers may take out spaces before punctuation that the text had.
         decoded_text = tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
         if decoded_text != text:
             faults.append(f"{text!r} comes back from its tokens as {decoded_text!r}")
     seen_text = f"{len(_TEXTS)} texts come back from their tokens"
     if (folder / "config.json").is_file():
         num_rows = int(load_model_config(folder).get_text_config().vocab_size)
+        # More rows than tokens are common (padded to a multiple); a token without a row is not.
         if len(tokenizer) > num_rows:
             faults.append(f"it has {len(tokenizer)} tokens, but the model has rows for {num_rows}")
     if tokenizer.chat_template:
@@ -145,6 +148,7 @@ def _not_finite(checkpoint: Checkpoint) -> Iterator[str]:
         if not is_float(checkpoint.info(tensor_name).dtype):
             continue
         flat_tensor: Tensor = checkpoint.tensor(tensor_name).reshape(-1)
+        # In blocks: the float32 copy of a whole embedding would take gigabytes.
         for start in range(0, flat_tensor.numel(), _BLOCK):
             if not bool(torch.isfinite(flat_tensor[start : start + _BLOCK].float()).all()):
                 yield f"{tensor_name}: holds NaN or infinity"
@@ -172,6 +176,7 @@ def _gguf_faults(folder: Path) -> tuple[list[str], str]:
     for gguf_path in gguf_paths:
         for tensor in gguf.GGUFReader(gguf_path).tensors:
             num_tensors += 1
+            # As stored, quantized blocks look finite; it is their scales that may be NaN.
             tensor_values = gguf.dequantize(tensor.data, tensor.tensor_type)
             if not np.isfinite(tensor_values).all():
                 faults.append(f"{gguf_path.name}: {tensor.name} holds NaN or infinity")

@@ -21,6 +21,7 @@ from toolkit.train.config import TrainSection
 if TYPE_CHECKING:
     from toolkit.recipe.schema import Recipe
 
+# A third is written as 0.333, and three of them must still add up to 1.
 _ROUNDING = 0.001
 
 
@@ -30,6 +31,7 @@ def recipe_faults(recipe: Recipe) -> list[Fault]:
 
 
 def _faults(recipe: Recipe) -> Iterator[Fault]:
+    # What the models themselves say, as far as it is known without fetching them.
     limit = None
     try:
         shape = shape_of(recipe.model)
@@ -58,6 +60,8 @@ def _faults(recipe: Recipe) -> Iterator[Fault]:
                 "is for continued pre-training, whose text shows no answers; conversations do",
                 "drop it, or replay general text by sft.data.replay_fraction",
             )
+        # Fine-tuning has the positions that training reached, but for a start from the general
+        # model.
         if limit is not None and sft.start != "general":
             limit = max(limit, _reach(recipe.data, recipe.train, limit)[-1])
         yield from _positions("sft.", sft.data, sft.train, limit)
@@ -83,6 +87,7 @@ def _finished(recipe: Recipe) -> Iterator[Fault]:
 def _several(recipe: Recipe) -> Iterator[Fault]:
     """Whether several specialists have names and sets that can be told apart."""
     names = list(recipe.specialists)
+    # Owners come first: one that is named is wrong as well where there are not several.
     owned = {f"data.sources.{n}": s.specialist for n, s in recipe.data.sources.items()}
     evaluate = recipe.evaluate
     for number, choices in enumerate(evaluate.multiple_choice):
@@ -182,6 +187,7 @@ def _replay(prefix: str, section: DataSection) -> Iterator[Fault]:
         weight = (source.weight or 1.0) if source.role == "domain" else 1.0
         tokens_by_role[source.role] += known_tokens * weight
     fraction, there = section.replay_fraction, tokens_by_role["general"]
+    # general / (domain + general) = fraction, solved for general.
     need = tokens_by_role["domain"] * fraction / (1.0 - fraction)
     if need > there * section.max_repeats * (1.0 + _ROUNDING):
         yield Fault(
@@ -200,6 +206,7 @@ def _known_tokens(source: SourceSection) -> int | None:
 
 
 def _stage_names(prefix: str, data: DataSection, train: TrainSection) -> Iterator[Fault]:
+    # Without stages all training is one, called train.
     names = [stage.name for stage in data.stages] or ["train"]
     for name in train.stages:
         if name not in names:
@@ -227,6 +234,7 @@ def _reach(data: DataSection, train: TrainSection, limit: int) -> list[int]:
     limits = []
     for name, _, length in _lengths(data):
         stage = train.stages.get(name)
+        # Stages follow each other: what one reached holds in those after it.
         if stage is not None and stage.rope_theta is not None:
             limit = max(limit, length)
         if stage is not None and stage.max_position_embeddings is not None:
@@ -260,6 +268,10 @@ def _nothing_general(recipe: Recipe) -> Iterator[Fault]:
     roles += [task.role for task in section.tasks]
     if retention.num_prompts:
         roles += [retention.loss_role, retention.kl_role]
+    if section.infilling is not None:
+        roles.append(section.infilling.role)
+    if section.behavior is not None:
+        roles += section.behavior.roles.values()
     if "general" not in (*recipe.data.roles, *roles):
         yield Fault(
             "evaluate.retention",
@@ -279,7 +291,11 @@ def _nothing_to_monitor(prefix: str, data: DataSection, train: TrainSection) -> 
 
 
 def _models(recipe: Recipe) -> Iterator[Fault]:
-    yield from recipe.search.find_faults(recipe.models, list(recipe.specialists))
+    yield from recipe.search.find_faults(
+        recipe.models,
+        list(recipe.specialists),
+        beside_a_base=recipe.train.start is not None,
+    )
     if recipe.models and recipe.tokenizer is not None:
         yield Fault(
             "models", "have the tokenizer that the section tokenizer adds to", "drop one of the two"
@@ -343,10 +359,12 @@ def token_faults(recipe: Recipe, folder: Path) -> Iterator[Fault]:
     try:
         table = read_object(path)
         added_tokens = (token["content"] for token in table.get("added_tokens", ()))
+        # Of a Unigram model the vocabulary is a list of pairs: a TypeError, caught below.
         known_tokens = {*table["model"]["vocab"], *added_tokens}
     except (ToolkitError, KeyError, TypeError):
         return  # another kind of tokenizer, or damage: whoever loads it says so
     extension = recipe.tokenizer
+    # Tokens that the recipe adds will be there by then.
     known_tokens |= set(extension.special_tokens if extension is not None else ())
     has_own_template = extension is not None and extension.chat_template is not None
     infilling = recipe.evaluate.infilling

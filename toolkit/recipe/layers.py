@@ -58,6 +58,7 @@ class Layers:
 
     def combinations(self) -> Iterator[tuple[str | None, str | None]]:
         """Every variant and scale, first without the one or the other."""
+        # None comes first: a scale is compared with the same recipe without one.
         for scale in (None, *self.scales):
             for variant in (None, *self.variants):
                 yield variant, scale
@@ -69,6 +70,7 @@ class Layers:
             return values
         layer = self.scales[scale]
         layer_of_variant = (layer.get("variants") or {}).get(variant) or {}
+        # What a scale says for this variant lies on top of what it says for all.
         for part in (layer, layer_of_variant):
             plain = {k: v for k, v in part.items() if k not in {"variants", *_AMOUNTS}}
             values = overlay(values, _without_removed(plain, values, self.base))
@@ -115,6 +117,7 @@ def split_name(name: str) -> tuple[str, tuple[str, ...]]:
     """
     if name.endswith((".yaml", ".yml")):
         return name, ()
+    # Signs behind the last slash only: a folder's name may hold one.
     match = re.fullmatch(r"(.*?)((?:@[^@/]*)*)", name)
     base, layers = match.groups() if match else (name, "")
     return base, tuple(layers.split("@")[1:])
@@ -136,6 +139,8 @@ def read_layers(values: PlainValues) -> tuple[Layers, list[Fault]]:
             isinstance(own_layer, dict) for own_layer in own_variants.values()
         ):
             faults.append(Fault(key, "must be names with mappings"))
+            # Taken out, so that the other layers are still checked; the loop stands it, as no key
+            # is new.
             scales[name] = {k: v for k, v in layer.items() if k != "variants"}
             continue
         for variant in own_variants:
@@ -180,6 +185,7 @@ def overlay(values: PlainValues, layer: PlainValues, path: tuple[str, ...] = ())
     result = dict(values)
     for key, value in layer.items():
         here = (*path, str(key))
+        # A model of another place must not keep the revision or the license of the former one.
         is_whole = here in {("model",), ("specialist",)} or (
             path and path[-1] in {"sources", "models", "specialists"}
         )
@@ -203,6 +209,7 @@ def _without_removed(layer: PlainValues, values: PlainValues, base: PlainValues)
             result[key] = {n: v for n, v in part.items() if n in here or n not in before}
         elif here:
             result[key] = _without_removed(part, here, before)
+        # A variant that took fine-tuning out would get half a section back.
         elif key == "sft" and before:
             del result[key]
     return result
@@ -271,8 +278,14 @@ def _cut_sources(
 ) -> PlainValues:
     """Domain sources cut to the tokens that replay leaves, in the proportions of what the full
     recipe says that they hold, else alike."""
-    names = [name for name, source in section.sources.items() if source.role == "domain"]
+    # A source that gives no training text takes nothing from the budget.
+    names = [
+        name
+        for name, source in section.sources.items()
+        if source.role == "domain" and "train" in source.split
+    ]
     known_tokens = {n: s.tokens for n, s in full.sources.items() if s.tokens is not None}
+    # All or none: a size beside a guess is no proportion.
     are_known = all(name in known_tokens for name in names)
     sizes = {name: float(known_tokens[name]) if are_known else 1.0 for name in names}
     # A source of weight 2 is seen twice, so it takes twice its size from the budget.
@@ -282,10 +295,10 @@ def _cut_sources(
     for name in names:
         split = section.sources[name].model_dump(mode="json", include={"split"})["split"]
         source_tokens = max(1, round(budget * sizes[name] / seen))
-        if "train" in split:
-            limit = split["train"]["max_tokens"]
-            limits = [source_tokens] if limit is None else [source_tokens, limit]
-            split["train"]["max_tokens"] = min(limits)
+        # The recipe's own bound holds where it is the lower one.
+        limit = split["train"]["max_tokens"]
+        limits = [source_tokens] if limit is None else [source_tokens, limit]
+        split["train"]["max_tokens"] = min(limits)
         result[name] = {**values[name], "split": split}
     return result
 
@@ -300,6 +313,7 @@ def broken_rules(full: Recipe, scaled: Recipe) -> list[Fault]:
     """What a scale changed although it must not, each at its key without the scale's own."""
     before, after = kept_of(full), kept_of(scaled)
     faults = []
+    # In the order of the recipe, with what was added at the end.
     for key in (*before, *(key for key in after if key not in before)):
         if key not in after:
             faults.append(Fault(key, "a scale must keep it"))
@@ -344,6 +358,7 @@ def _kept_of_training(prefix: str, section: TrainSection) -> dict[str, object]:
     for name, stage in section.stages.items():
         kept[f"{prefix}stages.{name}.rope_theta"] = stage.rope_theta
         schedule_key = f"{prefix}stages.{name}.schedule"
+        # Only whether there is one: its figures follow key by key, but for the peak.
         kept[schedule_key] = "given" if stage.schedule is not None else None
         kept.update(_kept_of_schedule(f"{schedule_key}.", stage.schedule) if stage.schedule else ())
     kept[f"{prefix}trainable"] = list(section.trainable)

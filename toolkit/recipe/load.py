@@ -55,6 +55,7 @@ def load_recipe(path: Path, layers: Sequence[str] = ()) -> Recipe:
         if recipe is not None:
             recipes[variant, scale] = recipe
         if variant is None and scale is None:
+            # The recipe's own come before those of its layers, which were found first.
             faults[:0] = new_faults
         # What is wrong with the recipe is wrong under every layer: it is told once, at the
         # outermost place where it stands.
@@ -100,5 +101,6 @@ def _parse_layers(
         faults += broken_rules(full, recipe)
     if recipe is None or full is None or faults:
         return None, faults
+    # Checked once more: amounts are computed from a recipe that is valid without them.
     recipe, faults = check_section(Recipe, with_amounts(values, amounts, recipe, full))
     return recipe, faults if recipe is None else recipe_faults(recipe)

@@ -187,6 +187,7 @@ def identity_of_model(model: ModelSection) -> dict[str, object]:
     ['artifact', 'hub', 'license', 'name', 'path', 'revision']
     """
     values = model.model_dump(mode="json", exclude={"shape"})
+    # Keys that came later are left out where unset: folders made before them stay up to date.
     later = {name for name in ("run", "moe", "scratch") if values[name] is None}
     return {name: value for name, value in values.items() if name not in later}
 

@@ -99,6 +99,7 @@ class Recipe(Section):
         sources = data.get("sources") if isinstance(data, dict) else None
         if not isinstance(data, dict) or not isinstance(sources, dict):
             return values
+        # Before the sections are checked: afterwards every source has a split, its default.
         halves = {"split": {"validation": {"fraction": 0.5}, "test": {"fraction": 0.5}}}
         split_sources = {
             name: {**source, **halves}
@@ -114,6 +115,7 @@ class Recipe(Section):
         """Where training starts beside the general model, merges add what it changed."""
         if not isinstance(values, dict):
             return values
+        # On the plain values, as sections are frozen once they are checked.
         train, search = values.get("train"), values.get("search") or {}
         if not isinstance(train, dict) or train.get("start") is None:
             return values
@@ -155,8 +157,9 @@ class Recipe(Section):
                     f"publish.sources: there is no source {name!r}; "
                     f"sources: {', '.join(self.data.sources)}"
                 )
-        sources = [*self.data.sources, *(self.sft.data.sources if self.sft is not None else ())]
-        known, has_infilling = list(dict.fromkeys(sources)), self.evaluate.infilling is not None
-        if faults := unknown_sets(self.study, known, has_infilling=has_infilling):
+        sft_sources = self.sft.data.sources if self.sft is not None else {}
+        roles = {name: one.role for name, one in (*self.data.sources.items(), *sft_sources.items())}
+        has_infilling = self.evaluate.infilling is not None
+        if faults := unknown_sets(self.study, roles, has_infilling=has_infilling):
             raise ValueError("; ".join(map(str, faults)))
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, StringConstraints, model_validator
@@ -152,6 +152,8 @@ def split_model(name: str) -> tuple[str | None, Step]:
     ((None, 'merge'), ('weak', 'cpt'), ('weak', 'sft'))
     """
     variant, _, step_name = name.rpartition("/")
+    # Steps go before variants: what is none of them is a variant, of which the specialist is
+    # meant.
     for known in STEPS:
         if step_name == known:
             return variant or None, known
@@ -162,6 +164,7 @@ def unknown_models(study: StudySection | None, variants: Collection[str]) -> lis
     """A fault for each model of a study whose variant the recipe does not have, at its key."""
     faults = []
     for number, claim in enumerate(study.claims if study is not None else ()):
+        # Once each: a model that stands on both sides would be told twice at one key.
         for name in dict.fromkeys(claim.measure.models()):
             variant, _ = split_model(name)
             if variant is not None and variant not in variants:
@@ -177,13 +180,13 @@ def unknown_models(study: StudySection | None, variants: Collection[str]) -> lis
 
 
 def unknown_sets(
-    study: StudySection | None, sources: Collection[str], *, has_infilling: bool = True
+    study: StudySection | None, sources: Mapping[str, str], *, has_infilling: bool = True
 ) -> list[Fault]:
     """A fault for each measure on something that the recipe does not test, at its key.
 
     Args:
         study: the recipe's.
-        sources: their names.
+        sources: their roles by name.
         has_infilling: whether the recipe has `evaluate.infilling`.
     """
     faults = []
@@ -194,6 +197,11 @@ def unknown_sets(
             hint = sentence_end(name, known_sets)
             what = f"there is no test set {name!r}{hint} Sets: {', '.join(known_sets)}."
             faults.append(Fault(key, what))
+        # Where the source is all that the role has, the two names mean the same.
+        of_role = [source for source, role in sources.items() if role == name]
+        if name in SETS and name in sources and of_role != [name]:
+            what = f"{name} is what a source is called as well, so it names two things"
+            faults.append(Fault(key, what, f"call the source data.sources.{name} otherwise"))
         if name == "infilling" and not has_infilling:
             what = "infilling needs a section evaluate.infilling, and there is none"
             faults.append(Fault(key, what))

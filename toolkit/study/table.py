@@ -76,6 +76,7 @@ def _side_words(side: str | tuple[str, str]) -> str:
 
 
 def _number_words(value: float, is_percent: bool, *, signed: bool) -> str:
+    # Written so that NaN, which compares as neither, is unbounded too.
     if not abs(value) < _FAR:
         return "unbounded"
     sign: Sign = "+" if signed else ""
@@ -123,6 +124,7 @@ def markdown_table(results: StudyResults) -> str:
 
 
 def _cell(text: str) -> str:
+    # A line break or a bar would end the cell.
     return " ".join(text.split()).replace("|", "\\|")
 
 
@@ -142,9 +144,11 @@ def replace_tables(page: str, studies: Sequence[StudyResults]) -> str:
         begin_mark, end_mark = f"<!-- study {name}: begin -->", f"<!-- study {name}: end -->"
         table_block = f"{begin_mark}\n{markdown_table(results)}\n{end_mark}"
         mark_counts = text.count(begin_mark), text.count(end_mark)
+        # A page without the markers gets the table at its end; a person may move it from there.
         if mark_counts == (0, 0):
             text = f"{text.rstrip()}\n\n## {name}\n\n{table_block}\n"
         elif mark_counts == (1, 1) and text.index(begin_mark) < text.index(end_mark):
+            # Whatever stood between the markers is replaced; all around it stays as it is.
             before, rest = text.split(begin_mark)
             text = before + table_block + rest.split(end_mark)[1]
         else:

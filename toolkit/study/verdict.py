@@ -67,6 +67,7 @@ def pool(
             for model, by_set in losses.items()
         },
         np.concatenate([np.asarray(s.sizes, dtype=np.float64) for s in sets]),
+        # With the set's name, as two sources may call different groups by one name.
         [f"{s.name}/{group}" for s in sets for group in s.groups],
         first_set.scale,
         first_set.unit,
@@ -120,6 +121,7 @@ def measure_claim(
     confidence_together = 1.0 - (1.0 - confidence) / num_claims
 
     def measure_ratio(tops: Floats, sizes: Floats, scale: float) -> tuple[Interval, Interval]:
+        # The same seed for both widths and all measures: they are of the same resamples.
         figures = bootstrap_figures(
             tops, sizes, items.groups, resamples=resamples, seed=seed, scale=scale
         )
@@ -131,6 +133,7 @@ def measure_claim(
     elif measure.unit == "relative":
         interval, together = measure_ratio(of - against, against, 1.0)
     else:
+        # A fraction of a way that may be none could be any number, so that is asked first.
         full_change = against - _losses_of_side(measure.fraction_of or "", items)
         _, way_interval = measure_ratio(full_change, items.sizes, items.scale)
         if way_interval.low <= 0.0 <= way_interval.high:
@@ -179,5 +182,7 @@ def verdict_of(interval: Interval, expect: Expectation, limit: float) -> Verdict
     elif expect == "higher":
         agrees, disagrees = low > limit, high < limit
     else:
+        # Equality is shown by an interval that lies wholly within the limit, not by one that holds
+        # 0: with few documents every interval would.
         agrees, disagrees = -limit <= low and high <= limit, low > limit or high < -limit
     return "agrees" if agrees else "disagrees" if disagrees else NOT_VISIBLE

@@ -50,6 +50,7 @@ def sample_model(model: Model) -> dict[str, NDArray[np.float32]]:
     checkpoint = model.checkpoint
     array_names = [name for name in checkpoint.names if has_array(checkpoint.info(name).dtype)]
     if isinstance(checkpoint, AdaptedCheckpoint):
+        # What the adapter leaves alone is the model's under it, and would only be computed in vain.
         changed_names = [name for name in array_names if name in set(checkpoint.changed)]
         array_names = changed_names[:: max(1, -(-len(changed_names) // _COMPUTED))]
     samples_by_name: dict[str, NDArray[np.float32]] = {}

@@ -87,6 +87,7 @@ def _rehearse(plan: MergePlan, task: TensorTask) -> str | None:
     """What the method would refuse about a task's parameters, found on 16 entries."""
     import torch
 
+    # Methods look at their parameters whatever the tensors are, so a few entries tell for all.
     tiny_task = replace(task, shape=(4, 4))
     if plan.method.needs_thresholds:
         tiny_task = replace(tiny_task, thresholds=tuple(0.0 for _ in task.sources))

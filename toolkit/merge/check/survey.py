@@ -183,4 +183,5 @@ def _are_different(a: str, b: str) -> bool:
         return Path(a).resolve() != Path(b).resolve()
     if Path(b).is_dir():
         return False
+    # A name on the hub has one slash; all else may be a folder of the machine that trained it.
     return a.count("/") == 1 and a.lower() != b.lower()

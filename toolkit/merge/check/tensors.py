@@ -32,6 +32,7 @@ def check_tensors(survey: Survey) -> Iterator[Fault]:
             yield from _kinds(leader, model, survey)
             continue
         uneven = [s for s in first.stacks if model_layout.stacks.get(s, 0) != first.stacks[s]]
+        # What belongs to an uneven stack is said once, with the stack, and not again name by name.
         deeper = {
             tensor_name
             for owner, seen in ((leader, first), (model, model_layout))

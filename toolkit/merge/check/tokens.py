@@ -114,6 +114,8 @@ def _vocabularies(
             "" if is_asked_for else "their rows are merged with rows that it never trained",
             "note",
         )
+    # Where there is a sentencepiece model alone, `read_tokens` gives its hash under the file's
+    # name.
     if own.get("tokenizer.model") != first.get("tokenizer.model") and not moved_ids:
         yield Fault(
             model.name,

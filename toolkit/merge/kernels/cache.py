@@ -47,6 +47,7 @@ def locked_cache() -> Iterator[None]:
     if folder is None:
         yield
         return
+    # flock ends with its process, so that one that is killed leaves no lock behind.
     with (folder / _LOCK).open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -56,5 +57,6 @@ def clear_cache() -> None:
     """Forget all compiled kernels of this version; those that are loaded stay so."""
     folder = kernel_folder()
     for path in folder.iterdir() if folder is not None else ():
+        # The lock's file stays, as another process may hold it.
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

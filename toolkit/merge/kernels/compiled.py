@@ -56,12 +56,14 @@ class CompiledKernel:
                 self._compiled.add(kinds)
         except Exception as error:  # whatever it is, the definition can do without
             raise KernelError(f"kernel {self.name}: {type(error).__name__}: {error}") from error
+        # Outside of `try`: what fails here has been compiled, and may have begun to write.
         return int(function(*arguments))
 
 
 def _kind(argument: Any) -> Any:
     """What decides an argument's type in numba's eyes."""
     if isinstance(argument, np.ndarray):
+        # Order, alignment and permission to write are parts of an array's type for numba.
         return argument.dtype, argument.ndim, argument.flags.num
     if isinstance(argument, tuple):
         return tuple(map(_kind, argument))
@@ -103,6 +105,7 @@ def _compile(function: Any, signature: tuple[Any, ...]) -> None:
     with locked_cache(), _without_scipy_linalg():
         try:
             function.compile(signature)
+        # What numba cannot compile it cannot compile without a cache either.
         except NumbaError:
             raise
         except Exception:  # of reading the cache, which has a damaged file; compile without it

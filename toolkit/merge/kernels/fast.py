@@ -97,6 +97,7 @@ def _apply_task(rows: Rows, settings: tuple[Any, ...], start: int, out: NDArray[
 
 
 def _prepare_arc(job: Job) -> tuple[Any, ...]:
+    # An empty block tells how many models there are.
     if (others := len(job.read(0, 0)) - 1) != 1:
         raise MergeError(
             f"slerp joins base_model and one other model (got {others} others); "
@@ -138,8 +139,10 @@ def _cosine(job: Job) -> float:
         return found
 
     if "cosine" not in job.memory:
+        # In the order of blocks, so that the sum is the same on any number of threads.
         xx, yy, xy = np.sum(job.workers.each(job.size, act), axis=0)
         norms = float(np.sqrt(xx)) * float(np.sqrt(yy))
+        # Rounding may carry a cosine beyond 1, of which there is no angle.
         job.memory["cosine"] = max(-1.0, min(1.0, float(xy) / norms)) if norms > 0.0 else 1.0
     return float(job.memory["cosine"])
 

@@ -67,6 +67,7 @@ def kth_smallest(job: Job, wanted: Sequence[Wanted]) -> list[float]:
     found = {item: _again(job, *item) for item in unknown if item not in new}
     found |= _partitioned(job, new) if job.size <= SMALL else _within_windows(job, new)
     for item in unknown:
+        # What neither a window nor a table answered is counted for certain.
         memory["rank", item] = found[item] if item in found else _by_halves(job, *item)
         memory["met", item[0]] = True
     return [float(memory["rank", item]) for item in wanted]
@@ -128,6 +129,7 @@ def _within_windows(job: Job, wanted: Sequence[Wanted]) -> dict[Wanted, float]:
         rest = window.wanted[1] - sum(int(own.below[w]) for own in threads)
         parts = [own.room[w, : own.used[w] + _SLACK] for own in threads]
         held = sum(int(own.used[w]) for own in threads)
+        # Not where a thread stopped collecting, or the rank lies beside the window.
         if all(own.widths[w] > 0 for own in threads) and 1 <= rest <= held:
             found[window.wanted] = magnitude(_kth(parts, rest, window))
     return found
@@ -138,6 +140,7 @@ def _kth(parts: Sequence[NDArray[np.uint32]], k: int, window: _Window) -> int:
     room behind them."""
     words = parts[0]
     if len(parts) > 1:
+        # Any words do for the room at the end, which `kth_word` writes over.
         words = np.concatenate([*(part[:-_SLACK] for part in parts), words[:_SLACK]])
     return compiled.kth_word(words, words.size - _SLACK, k, window.least, window.width)
 
@@ -161,6 +164,7 @@ def _window(wanted: Wanted, share: float, cumulative: NDArray[np.int64]) -> _Win
     middle, slack = share * size, _DEVIATIONS * math.sqrt(share * (1.0 - share) * size) + 1.0
     first = int(np.searchsorted(cumulative, middle - slack)) if middle > slack else 0
     reaches = middle + slack < size
+    # The upper half of the patterns would be negative numbers, and magnitudes are none.
     last = int(np.searchsorted(cumulative, middle + slack)) if reaches else HALVES // 2 - 1
     return _Window(wanted, first << 16, (last + 1 - first) << 16)
 
@@ -235,6 +239,7 @@ def magnitude(bits: int) -> float:
 def _table(job: Job, model: int) -> tuple[Any, Any] | None:
     """Distinct magnitudes and how many are not larger, or None where they are too many."""
     limit = job.size // _SHARE_OF_DISTINCT + 256
+    # The table counts in 32 bits.
     if job.size >= 1 << 32:
         return None
     ends = _cumulative(job, model)

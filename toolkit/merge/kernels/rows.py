@@ -36,6 +36,8 @@ class RowReader:
         The distance between runs is odd, so that they begin in different columns of a matrix.
         """
         size = self._arrays[0].size
+        # The largest odd number up to size // num_runs, so that the last run ends within the
+        # tensor.
         stride = (size // num_runs - 1) | 1
         return tuple(self._typed(_runs(array, num_runs, stride, length)) for array in self._arrays)
 

@@ -50,6 +50,7 @@ class EntryStream:
 
 def stream_key(seed: int, name: str, number: int) -> int:
     """The key of a tensor's stream for the `number`-th tuned model, a 64-bit number."""
+    # Python's own hash of a text differs from process to process.
     digest = hashlib.sha256(f"{seed}\0{name}\0{number}".encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
@@ -67,9 +68,11 @@ def draw_halves(key: int, start: int, stop: int) -> NDArray[np.uint32]:
     """The same numbers as all 32 bits of their halves."""
     first = start // 2
     place = np.arange(first + 1, (stop + 1) // 2 + 1, dtype=np.uint64)
+    # Arrays of uint64 wrap around without a warning, as the generator means it.
     z = np.uint64(key) + place * np.uint64(GAMMA)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(FIRST_MULTIPLIER)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(SECOND_MULTIPLIER)
     z = z ^ (z >> np.uint64(31))
+    # Little-endian by name: which half of a word comes first must not depend on the machine.
     halves: NDArray[np.uint32] = z.astype("<u8").view("<u4")
     return halves[start - 2 * first : stop - 2 * first]

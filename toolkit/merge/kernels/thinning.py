@@ -60,6 +60,7 @@ def prepare_trimmed(job: Job) -> Trimmed:
     for m, density in enumerate(densities):
         kept = _kept_ranks(job.size, density, None if gammas is None else gammas[m])
         if density < 1.0 and kept is None:
+            # No finite magnitude is as large: all entries go.
             low[m] = np.inf
         elif density < 1.0 and kept is not None:
             ranks[m] = kept
@@ -95,6 +96,7 @@ def apply_trimmed(
 def _kept_ranks(size: int, density: float, gamma: float | None) -> tuple[int, ...] | None:
     """Ranks, from 1, of the smallest (and under gamma the largest) magnitude that is kept."""
     if gamma is None:
+        # Trimming keeps one entry at least, breadcrumbs may keep none: as their definitions do.
         return None if density <= 0.0 else (size - max(1, int(density * size)) + 1,)
     kept = int(density * size)
     below = max(0, size - kept - int(gamma * size))
@@ -129,6 +131,7 @@ def prepare_ranked(job: Job) -> Masked:
     ) -> None:
         compiled.thin_by_rank(
             rows, m, start, length, keys[m], densities[m], lows[m], spreads[m],
+            # Scratch of this call alone, as threads work side by side.
             np.empty(ROW_BYTES * (length + ROW_SLACK), np.uint8), lanes, mask,
         )  # fmt: skip
 
@@ -157,6 +160,8 @@ def _masked(job: Job, thin: Thin, unit: int) -> Masked:
     def sizes(rows: Rows, m: int, start: int, lanes: NDArray[np.float64]) -> None:
         mask = np.empty(mask_bytes(rows[0].size), np.uint8)
         if held is not None:
+            # By the block's start: both passes cut the tensor by the same `unit`, or masks were not
+            # found.
             mask = held.setdefault(start, np.empty((len(weight), mask.size), np.uint8))[m]
         thin(rows, m, start, lanes, mask)
 
@@ -182,6 +187,7 @@ def _ratios(job: Job, sizes: Sizes, unit: int) -> NDArray[np.float32]:
             sums[m] = lanes.sum(axis=1)
         return sums
 
+    # In float64 and in the order of blocks, whichever thread took which.
     totals = np.sum(job.workers.each(job.size, add, unit), axis=0)
     return floats([restoring_ratio(before, after) for before, after in totals])
 

@@ -35,6 +35,7 @@ class WorkerThreads:
     def each(self, size: int, act: Callable[[int, int], ResultT], unit: int = 1) -> list[ResultT]:
         """`act(start, stop)` for every block of `size` entries, results in their order; blocks
         begin at multiples of `unit`."""
+        # A row that is longer than a block is taken whole.
         length = max(1, BLOCK // unit) * unit
         blocks = [(start, min(start + length, size)) for start in range(0, size, length)]
         if len(blocks) == 1 or getattr(self._here, "is_worker", False):
@@ -53,6 +54,8 @@ class WorkerThreads:
         held: dict[int, NDArray[Any]] = {}
 
         def act(start: int, stop: int) -> None:
+            # The number of a thread that has ended may come again; its counts are then added to, as
+            # well.
             thread = threading.get_ident()
             if thread not in held:
                 held[thread] = np.zeros(num_bins, kind)
@@ -110,6 +113,8 @@ class WorkerThreads:
         try:
             work()
         finally:  # also when the user interrupts
+            # Threads end after the item in hand and are waited for: none may write on while the
+            # caller cleans up.
             waiting.clear()
             for thread in threads:
                 thread.join()

@@ -52,6 +52,8 @@ def check_between(
     toolkit.merge.methods.checks.ParameterError: density: must be from 0 to 1 (got 1.5); a share.
     """
     for value in [values] if isinstance(values, (int, float)) else values:
+        # NaN is on neither side of a bound, so that `value < low or value > high` would let it
+        # pass.
         if not low <= value <= high:
             bounds = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
             message = f"{name}: must be {bounds} (got {value:g}); {meaning}"
@@ -84,6 +86,7 @@ def weight_total(weight: Sequence[float], switch: str = "normalize") -> float:
         ParameterError: it is zero.
     """
     weight_sum = float(np.sum(np.asarray(weight, dtype=np.float32)))
+    # Both sums: float32 may leave a rest where weights cancel out, and may lose what is left.
     if not abs(sum(weight)) >= ZERO_WEIGHT or weight_sum == 0.0:
         raise ParameterError(
             f"weight: {list(weight)} sum to zero, and {switch} divides by the sum; "

@@ -36,6 +36,7 @@ def linear(tensors: Sequence[Tensor], *, weight: PerModel, normalize: bool = Tru
     total = weight_total(weight) if normalize else 1.0
     merged = torch.zeros_like(tensors[0])
     for tensor, factor in zip(tensors, weight, strict=True):
+        # Torch fuses the product and the sum, and the linear kernel rounds where torch does.
         merged.add_(tensor, alpha=factor)
     return merged.div_(total) if normalize else merged
 

@@ -107,5 +107,6 @@ def fisher(
         information = factor * (moment.double() + floor)
         total += information
         pulled += information * (tensor - mean).double()
+    # No information at all (at floor 0), or weights that cancel out: the mean stays.
     merged: Tensor = mean.double() + torch.where(total != 0.0, pulled / total, 0.0)
     return merged.float()

@@ -101,6 +101,8 @@ def _divergence(other: Tensor, base: Tensor) -> Tensor:
 
     width = base.shape[-1] if base.dim() > 0 else 1
     x, y = other.reshape(-1, width), base.reshape(-1, width)
+    # In blocks of rows, as the softmaxes of a whole embedding in float64 would take eight times its
+    # size in 16 bits.
     rows_per_block = max(1, BLOCK // width)
     row_divergences = []
     for start in range(0, len(x), rows_per_block):

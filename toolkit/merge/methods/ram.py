@@ -100,5 +100,6 @@ def _changes(
     changes = [
         torch.where(delta.abs() > epsilon, delta, 0.0) for delta in task_vectors(tensors, base)
     ]
+    # Changes up to epsilon are exact zeros by now.
     changer_count = torch.stack([change != 0 for change in changes]).sum(dim=0)
     return changes, changer_count

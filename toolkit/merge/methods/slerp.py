@@ -110,6 +110,8 @@ def slerp_factors(cos: float, t: float, collinear: float = COLLINEAR_COSINE) -> 
     >>> slerp_factors(1.0, 0.25)
     (0.75, 0.25)
     """
+    # Of a flat angle the sine is nearly zero, and its quotients lose their digits; between opposite
+    # directions no arc is the shortest.
     if abs(cos) > collinear:
         return 1.0 - t, t
     angle = math.acos(cos)

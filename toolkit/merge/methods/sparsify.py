@@ -150,6 +150,7 @@ def restore_l1(kept: Tensor, delta: Tensor) -> Tensor:
     l1_after = float(kept.abs().sum(dtype=torch.float64))
     if l1_before < VANISHING_L1 or l1_after < VANISHING_L1:
         return kept
+    # At density 1 `kept` is `delta` itself; its ratio is 1, so that in place does no harm.
     return kept.mul_(l1_before / l1_after)
 
 

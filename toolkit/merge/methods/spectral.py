@@ -139,5 +139,6 @@ def _singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     import torch
 
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    # The usual bound of a numerical rank, as in numpy's matrix_rank.
     rank = int((s > s[0] * max(matrix.shape) * torch.finfo(s.dtype).eps).sum())
     return u[:, :rank], s[:rank], vt[:rank]

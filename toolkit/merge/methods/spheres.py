@@ -59,6 +59,7 @@ def multislerp(
     gram = inner_products(tensors, base)
     norms = gram.diagonal().sqrt()
     per_unit = shares / (norms + eps)
+    # Of a sum that cancels out rounding may leave a negative square.
     mean_direction_length = float((per_unit @ gram @ per_unit).clamp(min=0.0).sqrt())
     if not mean_direction_length > eps:
         if len(tensors) > 2 and float(norms.max()) > 0.0:
@@ -148,5 +149,6 @@ def _karcher_coefficients(units: Tensor, max_iter: int, tol: float) -> Tensor:
         if step < tol:
             break
         mean = math.cos(step) * mean + math.sin(step) / step * tangent
+        # Rounding leads off the sphere, a little at every step.
         mean = mean / length(mean)
     return mean

@@ -102,6 +102,7 @@ def ties_global(
     )
     deltas = task_vectors(tensors, base)
     trimmed = [
+        # The engine's threshold is 0 at densities of 0 and 1 alike, so both are told apart here.
         delta if share >= 1.0 else cut(delta, threshold if share > 0.0 else float("inf"))
         for delta, threshold, share in zip(deltas, thresholds, density, strict=True)
     ]

@@ -107,6 +107,7 @@ def plan_moe(config: MoeConfig, models: Models) -> MoePlan:
     _check_settings(config, settings_by_model, layout)
     _check_tokens(config, models)
     num_layers = int(base_values["num_hidden_layers"])
+    # transformers counts `decoder_sparse_step` this way: the last layer of each group is sparse.
     sparse_layers = tuple(n for n in range(num_layers) if (n + 1) % config.sparse_step == 0)
     if not sparse_layers:
         raise MergeError(
@@ -188,6 +189,7 @@ class _Maker:
                 )
         if extra := next((t for t in (f"{dense_name[:-6]}bias",) if t in expert_view.shapes), None):
             raise MergeError(f"{extra}: experts have no biases in {self.layout.name}.")
+        # One config describes all experts of a layer, so that none can be wider than the base's.
         if expert_view.shapes[dense_name] != base_view.shapes[dense_name]:
             file = self.models.checkpoint(expert.source_model).info(dense_name).file
             raise MergeError(

@@ -129,6 +129,7 @@ class _Reader:
 
     def _states(self, prompt: str) -> Tensor:
         """One prompt as `[L, D]`."""
+        # The begin token once and no end token, whatever the tokenizer would add by itself.
         text = (self._tokenizer.bos_token or "") + prompt
         tokens = self._tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         if tokens.numel() == 0:
@@ -138,6 +139,7 @@ class _Reader:
             return mean_embedding.expand(len(self._layers), -1)
         seen: dict[int, Tensor] = {}
 
+        # A function of its own, as a hook made in the loop would remember the loop's last layer.
         def keep(layer: int) -> Any:
             def hook(_: Any, arguments: tuple[Tensor, ...]) -> None:
                 states = arguments[0][0].float()  # [T, D], what the router will be given

@@ -143,7 +143,8 @@ def _write(
             raise MergeError(
                 f"{tensor.name}: does not fit into {TORCH_NAMES[plan.dtype]}; give a wider dtype."
             )
-        # The writer may keep it for another thread, and `block` may be the mapped file itself.
+        # Another thread may write these bytes later: nobody may change them after this, and where
+        # nothing was changed they are the mapped file itself.
         writer.write(tensor.name, first_entry * entry_bytes, tensor_bytes(changed_block))
     models.checkpoint(tensor.source.model).give_back(tensor.source.tensor)
 

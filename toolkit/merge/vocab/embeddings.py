@@ -102,6 +102,8 @@ def remapped_model(
         names = [donor.head or donor.names[0] for donor in donors]
         tensors[own.head or head_names[0]] = _remapped(own, names[number], names, donors, rows)
     for bias_name in own.biases:
+        # A donor without this bias is passed over when types are widened, and refused when asked
+        # for rows.
         tensors[bias_name] = _remapped(own, bias_name, [bias_name for _ in donors], donors, rows)
     return RemappedCheckpoint(own.checkpoint, tensors)
 

@@ -188,6 +188,8 @@ class GatheredRows:
         donor_table = self._tables.get(int(self._map.donor[first]))
         # All within one run and stored in the wanted type: a view of the donor's file serves.
         if self._starts[next_run] >= last and donor_table is not None and donor_table.is_ready:
+            # Within a run all rows lie as far from their place in the donor's file as the first
+            # one.
             row_shift = (int(self._map.row[first]) - first) * width
             return donor_table.rows.reshape(-1)[start + row_shift : stop + row_shift]
         return self._gather(first, last).reshape(-1)[start - first * width : stop - first * width]

@@ -66,6 +66,7 @@ def write_tokenizer(
     leader_folder = models.checkpoint(leader_name).folder
     if left := copy_side_files(leader_folder, target, with_tokenizer=owner_name == leader_name):
         note(f"left in {leader_folder}, as it is of other weights: {', '.join(left)}")
+    # An adapter's folder comes last, so that its files replace the model's.
     for tokenizer_folder in models.tokenizer_folders(owner_name):
         if tokenizer_folder != leader_folder:
             copy_tokenizer_files(tokenizer_folder, target)

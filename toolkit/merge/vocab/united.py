@@ -86,6 +86,7 @@ def unite_tokenizers(
     for token in new:
         if not token.is_learned:
             donor = tokens[token.donor].added if token.donor is not None else {}
+            # Later keys win: the donor's flags over plain ones, the united id over the donor's.
             added.append({**_PLAIN, **donor.get(token.text, {}), **_named(token.text, token.id)})
     added += [{**entry, **_named(text, ids[text])} for text, entry in flags_by_text.items()]
     tokenizer_json["added_tokens"] = sorted(added, key=lambda item: int(item["id"]))
@@ -233,6 +234,7 @@ def _check(values: JsonView, own: Tokens, ids: Mapping[str, int]) -> None:
             f"{own.folder}: its tokenizer cannot be extended ({error}); take the tokenizer of "
             "another model."
         ) from error
+    # Both ways: tokens that were lost or moved, and those that the library adds by itself.
     wrong_ids = sorted(set(loaded_ids.items()) ^ set(ids.items()))
     if wrong_ids:
         raise MergeError(

@@ -317,11 +317,14 @@ class _VocabularyPlanner:
         default_donors[num_having == num_models] = 0  # no model lacks it; only a forced token asks
         if self.config.base_model is not None:
             default_donors[num_having == num_models] = self.names.index(self.config.base_model)
+        # ZERO and AVERAGE are below zero and no donors: row 0 stands in for them until it is
+        # replaced.
         default_rows = np.take_along_axis(has, np.maximum(default_donors, 0)[None], axis=0)[0]
         default_rows[default_donors == ZERO] = 0
         is_averaged = default_donors == AVERAGE
         default_rows[is_averaged] = np.arange(int(is_averaged.sum()))
         averaged_rows = has[:, is_averaged].T.copy()
+        # Donors that `tokens` alone names are not merged, and have no part in a mean.
         averaged_rows[:, num_models:] = -1
         return default_donors, default_rows, averaged_rows
 

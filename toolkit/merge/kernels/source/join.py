@@ -51,6 +51,7 @@ def unite(weighted: Any, factors: Any, votes: Any, divisor: Any, scale: Any, bas
         return divided(total, divisor) * scale + base
     sign = one if total >= zero else -one
     total, shares = those_that_agree(weighted, factors, sign, zero, zero)
+    # `ZERO_WEIGHT` of the definitions: weights of opposite signs that agree may sum to zero.
     if divisor is not None:
         total = total / (one if abs(shares) < np.float32(1e-8) else shares)
     return total * scale + base

@@ -29,6 +29,7 @@ def pack_by_bits(words: Any, place: int, mask: Any, room: Any, held: int) -> Any
     while mask != np.uint64(0):
         room[held] = words[place + lowest_bit(mask)]
         held += 1
+        # Clears the lowest bit that is set.
         mask &= mask - _ONE
     return held
 
@@ -38,6 +39,7 @@ def unpack_by_bits(flags: Any, taken: int, mask: Any) -> Any:
     found = np.uint64(0)
     while mask != np.uint64(0):
         if flags[taken] != np.uint8(0):
+            # A number and its negative share their lowest set bit alone.
             found |= mask & (~mask + _ONE)
         taken += 1
         mask &= mask - _ONE
@@ -70,6 +72,8 @@ def pack(typing_context: Any, words: Any, place: Any, mask: Any, room: Any, held
             ir.FunctionType(vector, [vector, flags, vector]),
             f"llvm.experimental.vector.compress.v{_LANES}i32",
         )
+        # Sixteen words at a time. All lanes are stored, and those beyond the chosen are written
+        # over by the next store, which begins at `held`.
         for lane in range(0, VECTOR, _LANES):
             own = builder.trunc(builder.lshr(mask, _I64(lane)), ir.IntType(_LANES))
             at = builder.gep(data, [builder.add(place, _I64(lane))])

@@ -25,6 +25,7 @@ _DECORATING = threading.Lock()
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Mark a function for numba; division by zero gives infinity, as everywhere in numpy."""
+    # Without the GIL, as the threads of a merge run kernels side by side.
     return numba.njit(nogil=True, error_model="numpy")(function)
 
 

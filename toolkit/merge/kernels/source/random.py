@@ -59,6 +59,8 @@ def limit_of(density: Any) -> Any:
 
     Of a half the upper 24 bits count, as a multiple of 2^-24, which float32 holds exactly.
     """
+    # Rounded up: a number, itself a multiple of 2^-24, is below the density exactly where it is
+    # below the next multiple.
     steps = np.float64(density) * 2.0**24
     whole = np.int64(steps)
     return np.uint32((whole + np.int64(np.float64(whole) < steps)) << 8)
@@ -113,6 +115,7 @@ def thin_at_random(
             halves[:n] = np.uint32(0)  # below every limit
         for place in range(0, n, VECTOR):
             stays, _ = masks(halves, place, limit, np.uint32(0))
+            # A tile is a multiple of 64 entries, so it begins with a word of its own.
             kept[(at + place) // VECTOR] = stays
         for part in range(0, n, LANES):
             stop = min(part + LANES, n)  # slices: an index with a sum in it is checked every time

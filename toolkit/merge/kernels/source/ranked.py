@@ -35,6 +35,7 @@ what is smaller than the rest."""
 ZEROS = 16
 """Bins that hold zeros."""
 
+# What is left are eight bits of exponent and eight of fraction: 256 bins to the octave.
 _SHIFT = np.uint32(15)
 _ONE, _ANY_ONE = np.uint64(1), np.uint64(0x0101010101010101)
 _STEP = np.float32(2.0**-24)
@@ -67,6 +68,7 @@ def fill_bins(sizes: Any, n: int, top: Any, bins: Any, counts: Any) -> Any:
     Returns:
         How many zeros there are.
     """
+    # The row's largest magnitude falls into the last bin.
     offset = np.int32(top >> _SHIFT) - np.int32(BINS - 1)
     for i in range(n):
         size = sizes[i]
@@ -241,6 +243,8 @@ def thin_by_rank(
     """
     even = (length + VECTOR - 1) // VECTOR * VECTOR
     wide = even + VECTOR  # what is packed is followed by what is written over
+    # Views of one piece of scratch. All lengths are multiples of 64, so that each view of 8-byte
+    # words is aligned.
     sizes = room[: 4 * even].view(np.uint32)
     bins = room[4 * even : 8 * even].view(np.uint32)
     numbers = room[8 * even : 8 * even + 4 * wide].view(np.uint32)
@@ -262,6 +266,7 @@ def thin_by_rank(
     kept[:] = np.uint64(0)
     x, last = rows[model], rows[len(rows) - 1]
     for at in range(0, x.size, length):
+        # Row by row, as ranks are taken within a row; mask and numbers go on through the tensor.
         top = read_sizes(x[at : at + length], last[at : at + length], sizes)
         if density >= np.float32(1.0) or density <= np.float32(0.0):
             bits[:] = np.uint8(255 if density >= np.float32(1.0) else 0)

@@ -85,6 +85,7 @@ def collect_windows(
             put_sizes(deltas(some, float_of(word(bases, i)), i), sizes, 0, i)
         for w in range(models.size):
             own = sizes[models[w]]
+            # Masks look at 64 words at a time; beyond the end stands what no window holds.
             own[n:] = np.uint32(0xFFFFFFFF)
             smaller, held = below[w], used[w]
             for place in range(0, n, VECTOR):
@@ -124,6 +125,7 @@ def kth_word(words: Any, n: int, k: int, least: int, width: int) -> Any:
                     low = middle
         below, held = 0, 0
         for place in range(0, n, VECTOR):
+            # In place: what is kept never overtakes what is read.
             first, between = np.uint32(low), np.uint32(high - low)
             count, held = collect(words, place, first, between, words, held)
             below += count

@@ -12,6 +12,8 @@ from toolkit.merge.kernels.source.primitives import cached_kernel, kernel
 from toolkit.merge.kernels.source.random import draw_into
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
+# Bits of float32: the largest finite bfloat16, and 65504, the largest float16; from 65520 on
+# (0x477FF000) infinity is the nearest float16.
 _LARGEST_BF16, _LARGEST_F16 = np.uint32(0x7F7F0000), np.uint32(0x477FE000)
 _INFINITE, _INFINITE_F16 = np.uint32(0x7F800000), np.uint32(0x477FF000)
 
@@ -47,6 +49,8 @@ def _to_bf16(values: Any, halves: Any, out: Any) -> None:
         # What is cut off is a fraction of a step; the draw carries it over as often as that.
         carried = np.uint32(bits + np.uint32(halves[i] >> np.uint32(16))) >> np.uint32(16)
         out[i] = np.uint16(carried)
+    # What is beyond the largest finite number, and NaN, is rare and done over, to the nearest, so
+    # that the first loop has no branch.
     for i in range(values.size):
         if (bits_of(values[i]) & _MAGNITUDE) > _LARGEST_BF16:
             put(values[i], out, i)
@@ -60,11 +64,14 @@ def _to_f16(bits: Any, half: Any) -> Any:
             return np.uint16(0x7E00)
         return np.uint16(sign | np.uint32(0x7C00 if size >= _INFINITE_F16 else 0x7BFF))
     exponent = np.int64(size >> np.uint32(23))
+    # 113 is 2^-14, from which on halves are normal. 0x1C000 is 127 - 15, the distance between the
+    # exponents' biases, in the exponent's place.
     if exponent >= 113:
         rounded = np.uint32(size + np.uint32(half >> np.uint32(19))) >> np.uint32(13)
         return np.uint16(sign | np.uint32(rounded - np.uint32(0x1C000)))
     # A step of a denormal half is 2^-24, whatever the number's own exponent.
     fraction = np.uint64((size & np.uint32(0x7FFFFF)) | np.uint32(0x800000 if exponent else 0))
+    # 56 keeps the sum within 64 bits; smaller numbers are under 2^-32 of a step.
     shift: Any = min(126 - exponent, 56)
     draw = np.uint64(half)
     draw = draw << np.uint64(shift - 32) if shift >= 32 else draw >> np.uint64(32 - shift)

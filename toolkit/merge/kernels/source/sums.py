@@ -40,6 +40,7 @@ def combine_models(rows: Any, factors: Any, divisor: Any, out: Any) -> Any:
     by = scalars(rows, factors, 0)
     top = np.uint32(0)
     for i in range(out.size):
+        # Less 0.0, which changes no number: the models' own entries as a tuple.
         total = fused_sum(deltas(rows, np.float32(0.0), i), by, np.float32(0.0))
         put(divided(total, divisor), out, i)
         top = larger(rows, i, top)

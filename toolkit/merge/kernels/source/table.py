@@ -65,6 +65,8 @@ def distinct(halves: Any, ends: Any, counts: Any, used: Any, patterns: Any, cumu
         for i in range(begin, end):
             half = np.uint32(halves[i])
             counts[half] += np.uint32(1)
+            # A bit for each half that occurs: only those are visited, and cleared for the next
+            # upper half, instead of all 65536 each time.
             used[half >> _6] |= _1 << np.uint64(half & _63)
         before = np.uint32(begin)
         for word in range(used.size):
