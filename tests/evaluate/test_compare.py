@@ -62,6 +62,25 @@ def test_two_models_through_the_command_line(
     assert "mine acc: acc, higher is better, 40 items" in done.stdout
 
 
+def test_models_of_two_types_are_scored_in_one(
+    two_models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from torch import bfloat16, float32
+    from transformers import LlamaForCausalLM
+
+    from toolkit.evaluate import compare
+
+    folders = {"low": tmp_path / "low", "full": tmp_path / "full"}
+    for folder, dtype in zip(folders.values(), (bfloat16, float32), strict=True):
+        LlamaForCausalLM.from_pretrained(two_models[0], dtype=dtype).save_pretrained(folder)
+    precisions: list[str] = []
+    monkeypatch.setattr(
+        compare, "_score", lambda *given: precisions.append(given[-1].precision) or []
+    )
+    compare._score_models(folders, [], [])
+    assert precisions == ["fp32", "fp32"]
+
+
 def test_pairs_are_paired():
     # Each item is 0.5 better, whatever its own level: the difference is known exactly.
     items = EvaluationSet(
