@@ -117,7 +117,7 @@ def _duties(subject: CheckedBundle) -> tuple[list[str], str]:
         if parent.role not in subject.agreements.licenses:
             faults.append(
                 f"the text of {known.id} is not at hand for {parent.name}; put it into its "
-                f"folder as LICENSE or name it in publish.{parent.role}.license_file"
+                f"folder as LICENSE or name it in {parent.recipe_key}.license_file"
             )
         if known.name_begins and not name_fits(subject.repository, known):
             faults.append(f"{known.id} asks for a name that begins with {known.name_begins!r}")
