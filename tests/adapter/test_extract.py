@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from tests.helpers.adapters import make_adapter, through_peft
 from toolkit.adapter.extract import run_extract
 from toolkit.adapter.extract_plan import ExtractSettings
+from toolkit.adapter.modules import read_modules
 from toolkit.cli.main import app
-from toolkit.errors import ConfigError, MergeError
+from toolkit.errors import CheckpointError, ConfigError, MergeError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -136,3 +137,16 @@ def test_the_command(pair: tuple[Path, Path], tmp_path: Path):
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert "14 tensors, rank 2" in " ".join(result.output.split())
+
+
+def test_a_class_that_transformers_does_not_know(pair: tuple[Path, Path], tmp_path: Path):
+    for folder in pair:
+        values = json.loads((folder / "config.json").read_text())
+        values["architectures"] = ["OursForCausalLM"]
+        (folder / "config.json").write_text(json.dumps(values))
+    assert extract(pair, tmp_path / "out", rank=2).layers
+    values["model_type"] = "ours"
+    (pair[1] / "config.json").write_text(json.dumps(values))
+    (pair[0] / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="no model configuration that transformers can"):
+        read_modules(pair[0])

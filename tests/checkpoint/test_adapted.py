@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from tests.helpers.adapters import make_adapter
+from tests.helpers.adapters import make_adapter, through_peft
 from tests.helpers.architectures import small_model
 from tests.helpers.wrappers import small_wrapper
 from toolkit.checkpoint.adapted import open_adapted
@@ -242,3 +242,61 @@ def test_settings_of_another_type_than_peft_writes(tmp_path: Path, setting: str,
     save_file({"x": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=rf"{setting} is .* which peft does not write"):
         open_adapter(tmp_path)
+
+
+def spoil(folder: Path, **values: object) -> None:
+    """Change an adapter's settings; those given as None go."""
+    path = folder / "adapter_config.json"
+    settings = {**json.loads(path.read_text()), **values}
+    given = {key: value for key, value in settings.items() if value is not None}
+    path.write_text(json.dumps(given))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_settings_that_are_left_out_are_peft_s(tmp_path: Path, model: Path):
+    adapter = make_adapter(model, tmp_path / "adapter")  # rank 4, whose scale is 8 / 4
+    spoil(adapter, lora_alpha=None, use_rslora=None, bias=None, use_dora=None, alpha_pattern=None)
+    merged = in_memory(write_adapted(model, adapter, tmp_path / "merged"))
+    for name, tensor in through_peft(model, adapter).items():
+        assert torch.allclose(merged[name], tensor, atol=1e-6), name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_settings_that_say_otherwise_than_the_tensors(tmp_path: Path, model: Path):
+    adapter = make_adapter(model, tmp_path / "adapter")
+    spoil(adapter, r=16)
+    with pytest.raises(CheckpointError, match=r"has rank 4, and .* names 16"):
+        open_adapted(open_checkpoint(model), adapter)
+    spoil(adapter, r=16, rank_pattern={"q_proj|v_proj": 4})
+    open_adapted(open_checkpoint(model), adapter)
+    spoil(adapter, use_dora=True)
+    with pytest.raises(CheckpointError, match="has no lora_magnitude_vector, and use_dora"):
+        open_adapted(open_checkpoint(model), adapter)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_bias_without_factors_is_refused(tmp_path: Path, model: Path):
+    adapter = make_adapter(model, tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors["base_model.model.model.layers.0.mlp.up_proj.lora_B.bias"] = torch.zeros(64)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"only half of the change to .*up_proj\.bias"):
+        open_adapted(open_checkpoint(model), adapter)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_damaged_file_is_the_one_that_is_damaged(tmp_path: Path, model: Path):
+    adapter = make_adapter(model, tmp_path / "adapter")
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    own_name = next(name for name in tensors if "lora_B" in name)
+    tensors[own_name][0, 0] = float("nan")
+    save_file(tensors, path)
+    adapted = open_adapted(open_checkpoint(model), adapter)
+    name = own_name.removeprefix("base_model.model.").replace(".lora_B.", ".")
+    assert adapted.damaged_file(name) == path
+    state = load_file(model / "model.safetensors")
+    state[name][0, 0] = float("inf")
+    save_file(state, model / "model.safetensors", metadata={"format": "pt"})
+    adapted = open_adapted(open_checkpoint(model), adapter)
+    assert adapted.damaged_file(name) == model / "model.safetensors"

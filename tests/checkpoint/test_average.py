@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 
-from toolkit.checkpoint.average import average_folders, average_weights, parse_weights
+from tests.helpers.architectures import small_model
+from tests.helpers.wrappers import small_wrapper
+from toolkit.checkpoint.average import (
+    average_folders,
+    average_states,
+    average_weights,
+    parse_weights,
+)
+from toolkit.checkpoint.load import load_causal_model
+from toolkit.checkpoint.open import open_checkpoint
+from toolkit.checkpoint.training_state import StateWriter
 from toolkit.errors import CheckpointError, ConfigError, MergeError
 
 
@@ -71,3 +84,75 @@ def test_one_model_is_no_average():
         average_weights(1)
     with pytest.raises(ConfigError, match="at most 1"):
         average_weights(2, 1.5)
+
+
+def test_a_damaged_model_is_named(tmp_path: Path):
+    sound = folder(tmp_path / "sound", {"x": torch.tensor([1.0, 2.0])})
+    for number, value in enumerate((float("nan"), float("inf"))):
+        damaged = folder(tmp_path / f"damaged{number}", {"x": torch.tensor([1.0, value])})
+        with pytest.raises(CheckpointError, match=rf"x: holds NaN .*damaged{number}/model\.safet"):
+            average_folders([sound, damaged], [0.5, 0.5], tmp_path / "out")
+    large = [folder(tmp_path / f"l{n}", {"x": torch.tensor([6e4]).half()}) for n in range(2)]
+    with pytest.raises(CheckpointError, match="larger than F16 can hold"):
+        average_folders(large, [2.0, -0.5], tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_configs_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    plain = folder(tmp_path / "plain", {"x": torch.zeros(2)})
+
+    def other(name: str, **values: object) -> Path:
+        path = folder(tmp_path / name, {"x": torch.zeros(2)})
+        (path / "config.json").write_text(json.dumps({"model_type": "llama", **values}))
+        return path
+
+    average_folders(
+        [plain, other("same", rope_theta=10000.0, dtype="float16")], [0.5, 0.5], tmp_path / "1"
+    )
+    assert "config.json: " not in capsys.readouterr().err
+    average_folders([plain, other("far", rope_theta=5e5)], [0.5, 0.5], tmp_path / "2")
+    assert "rope_parameters.rope_theta is 10000.0, in" in capsys.readouterr().err
+    heads = other("heads", num_attention_heads=64, num_key_value_heads=64)
+    with pytest.raises(CheckpointError, match=r"head_dim is 128, in .*heads 64"):
+        average_folders([plain, heads], [0.5, 0.5], tmp_path / "3")
+
+
+def write_states(path: Path, model: Any, *shifts: float) -> list[int]:
+    """States of a model whose parameters are moved by each amount in turn."""
+    steps = []
+    writer = StateWriter(path, keep=len(shifts))
+    for step, shift in enumerate(shifts, start=1):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(shift)
+        writer.save(step, model, torch.optim.SGD(model.parameters()), {})
+        steps.append(step)
+    writer.wait()
+    return steps
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "gemma3", "llama"])
+def test_states_of_models_that_files_store_otherwise(tmp_path: Path, model_type: str):
+    made = small_wrapper(model_type) if model_type == "gemma3" else small_model(model_type)
+    made.save_pretrained(tmp_path / "like")
+    model = load_causal_model(tmp_path / "like", torch.float32)
+    steps = write_states(tmp_path / "states", model, 0.01, 0.02)
+    (tmp_path / "work").mkdir()
+    average_states(tmp_path / "states", steps, [0.5, 0.5], tmp_path / "like", tmp_path / "work")
+    averaged = load_causal_model(tmp_path / "work", torch.float32)
+    # moved by 0.01, then by 0.03: on the whole by 0.02, and 0.01 less than the last
+    last = dict(model.named_parameters())
+    for name, parameter in averaged.named_parameters():
+        assert_close(parameter, last[name] - 0.01, atol=1e-5, rtol=1e-5)
+    assert set(open_checkpoint(tmp_path / "work").names) == set(
+        open_checkpoint(tmp_path / "like").names
+    )
+
+
+def test_states_of_adapters_are_refused(tmp_path: Path):
+    small_model("llama").save_pretrained(tmp_path / "like")
+    steps = write_states(tmp_path / "states", torch.nn.Linear(2, 2), 0.1, 0.2)
+    (tmp_path / "work").mkdir()
+    with pytest.raises(CheckpointError, match="is no tensor of the model: the mean of"):
+        average_states(tmp_path / "states", steps, [0.5, 0.5], tmp_path / "like", tmp_path / "work")

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.open import open_checkpoint
+from toolkit.checkpoint.read import lacks_shards, weight_files
 from toolkit.errors import CheckpointError
 
 
@@ -97,3 +99,37 @@ def test_a_name_that_stands_twice_is_refused(tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(data)
     with pytest.raises(CheckpointError, match="'a' stands in it twice"):
         open_checkpoint(tmp_path)
+
+
+def test_other_files_beside_the_weights_are_not_read(tmp_path: Path):
+    first, second = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+    save_file({"a": torch.zeros(2)}, tmp_path / first)
+    save_file({"b": torch.ones(2)}, tmp_path / second)
+    # Mistral's own form, the same tensors once more in another type; and an adapter.
+    save_file({"a": torch.ones(20).bfloat16()}, tmp_path / "consolidated.safetensors")
+    save_file({"a": torch.ones(20).bfloat16()}, tmp_path / "adapter_model.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": first, "b": second}}))
+    assert [path.name for path in weight_files(tmp_path)] == [first, second]
+    assert stored_dtype(tmp_path) == torch.float32
+    assert not lacks_shards(tmp_path)
+    # transformers reads the one file, whatever an index beside it says.
+    save_file({"c": torch.zeros(1).half()}, tmp_path / "model.safetensors")
+    (tmp_path / second).unlink()
+    assert open_checkpoint(tmp_path).names == ["c"]
+    assert stored_dtype(tmp_path) == torch.float16
+    assert not lacks_shards(tmp_path)
+    # Unless the index names that one too.
+    index.write_text(json.dumps({"weight_map": {"a": first, "c": "model.safetensors"}}))
+    assert open_checkpoint(tmp_path).names == ["a", "c"]
+
+
+def test_shards_that_are_missing(tmp_path: Path):
+    assert not lacks_shards(tmp_path)
+    save_file({"a": torch.zeros(2)}, tmp_path / "model-00001-of-00002.safetensors")
+    assert lacks_shards(tmp_path)  # before the index has come
+    save_file({"b": torch.zeros(2)}, tmp_path / "model-00002-of-00002.safetensors")
+    assert not lacks_shards(tmp_path)
+    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00003-of-00002.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert lacks_shards(tmp_path)

@@ -12,6 +12,7 @@ from toolkit.checkpoint.references import PathAndRevision, find_folder
 from toolkit.errors import MergeError
 
 PLACE = PathAndRevision("org/model", "v1")
+SHARDS = tuple(f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
 
 
 class Hub:
@@ -49,6 +50,10 @@ class Hub:
         (("model.safetensors",), (), 0, "model.safetensors"),
         (("config.json",), ("model.safetensors", "pytorch_model.bin"), 1, "model.safetensors"),
         ((), ("config.json", "pytorch_model.bin"), 2, "pytorch_model.bin"),
+        # A download that broke off goes on.
+        ((SHARDS[0],), (*SHARDS, "config.json"), 1, SHARDS[1]),
+        ((SHARDS[0],), (SHARDS[1],), 1, SHARDS[1]),
+        (SHARDS, (), 0, SHARDS[1]),
     ],
 )
 def test_the_cache_comes_before_the_hub(

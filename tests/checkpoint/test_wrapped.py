@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText
 
@@ -15,7 +18,9 @@ from tests.helpers.architectures import packed_error, scored_error
 from tests.helpers.wrappers import small_wrapper
 from toolkit.checkpoint.folder import save_model
 from toolkit.checkpoint.load import load_causal_model, merge_adapter
+from toolkit.checkpoint.open import open_checkpoint
 from toolkit.checkpoint.wrapped_adapter import place_in_wrapper
+from toolkit.checkpoint.wrappers import wrapper_of
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.in_memory_proof import why_not_live
 from toolkit.merge.to_disk import run_merge
@@ -103,3 +108,32 @@ def test_an_adapter_of_the_text_side_is_one_of_the_wrapper(
         for model in (by_peft, merged, by_us):
             found = model.float().eval()(input_ids=TEXT).logits
             assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_in_another_form_do_not_reach_the_trained_folder(tmp_path: Path):
+    whole = tmp_path / "whole"
+    small_wrapper("mistral3").save_pretrained(whole, max_shard_size="200KB")
+    assert (whole / "model.safetensors.index.json").is_file()
+    save_file(
+        {"layers.0.attention.wq.weight": torch.ones(2, 2)}, whole / "consolidated.safetensors"
+    )
+    model = load_causal_model(whole, torch.float32)
+    (tmp_path / "out").mkdir()
+    save_model(model, tmp_path / "out", dtype=torch.float32, like=whole)
+    written = {path.name for path in (tmp_path / "out").glob("*.safetensors")}
+    assert written == {path.name for path in whole.glob("model-*.safetensors")}
+    assert open_checkpoint(tmp_path / "out").names == open_checkpoint(whole).names
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", ["llama4", "gemma3", "qwen2_5_vl"])
+def test_a_wrapper_leaves_memory_with_its_text_side(tmp_path: Path, model_type: str):
+    small_wrapper(model_type).save_pretrained(tmp_path)
+    model = load_causal_model(tmp_path, torch.float32)
+    copied = copy.deepcopy(model)
+    assert wrapper_of(copied).get_decoder() is not wrapper_of(model).get_decoder()
+    parts = [weakref.ref(model), weakref.ref(wrapper_of(model))]
+    del model, copied
+    gc.collect()
+    assert [part() for part in parts] == [None, None]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,3 +66,42 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     with pytest.raises(CheckpointError, match=r"kB, but the disk has 0\.0 kB free"):
         ShardWriter(tmp_path, PLAN)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_piece_that_fails_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write, fails = os.pwrite, [True]
+
+    def fail_once(*arguments: Any) -> int:
+        if fails:
+            fails.clear()
+            raise OSError("the disk fails")
+        return write(*arguments)
+
+    with ShardWriter(tmp_path, PLAN) as writer:
+        monkeypatch.setattr(os, "pwrite", fail_once)
+        with pytest.raises(OSError, match="the disk fails"):
+            writer.write("d", 0, tensor_bytes(TENSORS["d"]))
+        fill(writer)
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["d"], TENSORS["d"])
+
+
+def test_files_stay_open_while_a_thread_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write, begun, released = os.pwrite, threading.Event(), threading.Event()
+    released_first: list[bool] = []
+
+    def slow(*arguments: Any) -> int:
+        begun.set()
+        released_first.append(released.wait(0.3))
+        return write(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    writer = ShardWriter(tmp_path, PLAN)
+    thread = threading.Thread(target=writer.write, args=("d", 0, tensor_bytes(TENSORS["d"])))
+    thread.start()
+    begun.wait()
+    writer.release()
+    released.set()
+    thread.join()
+    assert released_first == [False]
+    with pytest.raises(CheckpointError, match="is closed"):
+        writer.write("a", 0, tensor_bytes(TENSORS["a"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from io import StringIO
@@ -68,6 +69,23 @@ def test_an_interrupted_answer_does_not_end_the_chat(
     assert run_chat(load_speaker(two_models[0]), SamplingSettings(), ask=lines("debt")) == []
 
 
+def test_a_line_that_finds_no_answer_does_not_end_the_chat(
+    two_models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    speaker = load_speaker(two_models[0])
+    settings = SamplingSettings(new_tokens=4)
+    asked = lines("debt", "revenue " * 300, "lease")
+    messages = run_chat(speaker, settings, ask=asked)
+    assert [m["content"] for m in messages if m["role"] == "user"] == ["debt", "lease"]
+    assert messages[:2] == run_chat(speaker, settings, ask=lines("debt"))
+    assert "shorten it" in capsys.readouterr().out
+    template = "{{ messages[0].content if messages[0].content != 'no' else raise_exception('x') }}"
+    speaker = dataclasses.replace(speaker, template=template)
+    messages = run_chat(speaker, settings, ask=lines("no", "debt"))
+    assert [m["content"] for m in messages if m["role"] == "user"] == ["debt"]
+    assert "its chat template cannot be used" in capsys.readouterr().out
+
+
 def test_a_long_chat_forgets_its_beginning(two_models: tuple[Path, Path]):
     speaker = load_speaker(two_models[0])
     messages = [{"role": "system", "content": "be brief"}]
@@ -116,7 +134,7 @@ def test_chat(
     monkeypatch.setattr("sys.stdin", StringIO("debt\n/quit\n"))
     runs = tmp_path / "runs"
     assert command(monkeypatch, "chat", "mine", "--runs", runs) == 2
-    assert "run `make merge DOMAIN=mine` first" in capsys.readouterr().err
+    assert "run `toolkit merge choose mine` first" in capsys.readouterr().err
     shutil.copytree(two_models[1], runs / "mine" / "merge")
     (runs / "mine" / "merge" / "manifest.json").write_text("{}")
     assert command(monkeypatch, "chat", "mine", "--runs", runs, "--new-tokens", 3) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from toolkit.errors import ConfigError, PublishError
 from toolkit.publish import store as module
 from toolkit.publish.bundle import SUMS, write_sums
+from toolkit.publish.stage import check_target
 from toolkit.publish.store import open_store, store_address, upload_to_store
 from toolkit.publish.verify import verify_files
 
@@ -161,6 +163,40 @@ def test_a_new_version_takes_the_old_ones_place(
     assert contents(place) == local(bundle)
 
 
+def test_an_old_version_again_after_a_new_one_was_cut(
+    place: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    upload_to_store(bundle, place)
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    (other / "model-1.safetensors").write_bytes(b"\x07" * 70_000)  # of the same size
+    write_sums(other)
+    put = module._put
+
+    def cut(*words: Any) -> None:
+        put(*words)
+        raise ConnectionResetError("gone")  # the file stands, and nothing could be noted of it
+
+    monkeypatch.setattr(module, "_put", cut)
+    with pytest.raises(PublishError, match="gone"):
+        upload_to_store(other, place)
+    monkeypatch.setattr(module, "_put", put)
+    upload_to_store(bundle, place)
+    assert contents(place) == local(bundle)
+    assert verify_files(place).faults == ()
+
+
+def test_a_note_that_was_left_beside_a_whole_bundle(place: str, bundle: Path):
+    upload_to_store(bundle, place)
+    store, root = open_store(place)
+    store.pipe_file(f"{root}/{module.PARTIAL}", b"")  # killed before its last step
+    assert verify_files(place).faults == ()
+    if module.is_local(store):
+        assert verify_files(root).faults == ()
+    upload_to_store(bundle, place)
+    assert contents(place) == local(bundle)
+
+
 def test_damage_is_found(place: str, bundle: Path):
     upload_to_store(bundle, place)
     store, root = open_store(place)
@@ -198,7 +234,7 @@ def test_places_that_are_none(
     assert "s" * 20 not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["plain", "with space", "50%20off", "a#b?c=d", "größe"])
+@pytest.mark.parametrize("name", ["plain", "with space", "50%20off", "a#b?c=d", "größe", "a::b"])
 def test_a_folder_is_a_store(name: str, tmp_path: Path, bundle: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     upload_to_store(bundle, store_address(name))
@@ -206,6 +242,16 @@ def test_a_folder_is_a_store(name: str, tmp_path: Path, bundle: Path, monkeypatc
     assert {path.name for path in (tmp_path / name).iterdir()} == {
         path.name for path in bundle.iterdir()
     }
+
+
+def test_a_target_is_asked_before_anything_is_made(tmp_path: Path):
+    check_target(None)
+    check_target(store_address(str(tmp_path / "new")))
+    assert not list(tmp_path.iterdir())
+    for address in ("nothing://x/y", f"file://{tmp_path}/file"):
+        (tmp_path / "file").write_text("a file, where a folder is needed")
+        with pytest.raises(PublishError):
+            check_target(address)
 
 
 def test_a_file_is_no_store(tmp_path: Path):

@@ -88,6 +88,13 @@ def test_without_general_text_nothing_is_replayed_and_something_is_watched(tmp_p
     values["train"] = {"forgetting_monitor": {"action": "stop"}}
     nothing_general, nothing_to_monitor = faults(tmp_path, values)
     assert nothing_general.startswith("evaluate.retention: no set has the role general")
+    for watched in (
+        {"infilling": {"role": "general"}},
+        {"behavior": {"roles": {"unfinished": "general"}}},
+        {"tasks": [{"task": "arc_easy", "role": "general"}]},
+    ):
+        values["evaluate"] = {"retention": {"num_prompts": 0}, **watched}
+        assert not any("no set has the role" in fault for fault in faults(tmp_path, values))
     assert nothing_to_monitor.startswith("train.forgetting_monitor.action: stop acts on a loss on")
 
 
@@ -180,6 +187,26 @@ def test_a_tokenizer_without_the_tokens(
     make_model(tmp_path / "runs/mine/general")
     with pytest.raises(ConfigError, match=r"data\.fim\.tokens: .*mine/general lacks <PRE>"):
         Run.open("mine.yaml", Path("runs"))
+
+
+@pytest.mark.parametrize(
+    ("publish", "words"),
+    [
+        (
+            {"parents": {"lwa": {}}},
+            "publish.parents.lwa: there is no such specialist or model; did",
+        ),
+        ({"gguf": []}, "publish.gguf: "),
+    ],
+)
+def test_what_cannot_be_published(tmp_path: Path, publish: dict[str, Any], words: str):
+    values = recipe()
+    values["models"] = {"law": {"hub": "org/law"}}
+    values["publish"] = publish
+    (line,) = faults(tmp_path, values)
+    assert line.startswith(words)
+    values["publish"] = {"parents": {"law": {}}, "gguf": ["F16"]}
+    assert faults(tmp_path, values) == []
 
 
 def test_experts_of_differing_shapes(tmp_path: Path):

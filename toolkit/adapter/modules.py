@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 
+from toolkit.checkpoint.loadable import build_on_meta
 from toolkit.checkpoint.model_values import read_model_values
 from toolkit.errors import CheckpointError
-from toolkit.library_errors import reading
 
 Kind = Literal["linear", "turned", "embedding", "other"]
 """`turned` is a linear module whose weight is `[inputs, outputs]`, as GPT-2's are."""
@@ -52,18 +52,15 @@ def read_modules(folder: Path) -> Modules:
     Raises:
         CheckpointError: transformers does not know the model; its own code is never run.
     """
-    import transformers
     from transformers.pytorch_utils import Conv1D
 
     read_model_values(folder)
-    problem = "has no model configuration that transformers can build"
-    advice = "an adapter is made for a model that it knows"
-    with reading(folder, CheckpointError, problem, advice):
-        config = transformers.AutoConfig.from_pretrained(folder)
-        class_name = (getattr(config, "architectures", None) or [""])[0]
-        kind = getattr(transformers, class_name, None) or transformers.AutoModelForCausalLM
-        with torch.device("meta"):
-            model: Any = kind._from_config(config) if class_name else kind.from_config(config)
+    model = build_on_meta(folder)
+    if model is None:
+        raise CheckpointError(
+            f"{folder}: has no model configuration that transformers can build; an adapter is made "
+            "for a model that it knows."
+        )
     kind_by_module: dict[str, Kind] = {}
     stack_names: set[str] = set()
     for module_name, module in model.named_modules():

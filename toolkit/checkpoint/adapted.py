@@ -94,6 +94,16 @@ class AdaptedCheckpoint(Checkpoint):
             return self.model.raw(name)
         return np.frombuffer(tensor_bytes(self.tensor(name)), np.uint8)
 
+    def damaged_file(self, name: str) -> Path:
+        if name not in self._changed:
+            return self.model.damaged_file(name)
+        # What takes the place of a tensor leaves nothing of the model's to be damaged.
+        own_name = self.heads.get(name, name)
+        is_replaced = name in self._adapter.saved
+        if not is_replaced and not bool(self.model.tensor(own_name).float().isfinite().all()):
+            return self.model.damaged_file(own_name)
+        return self._adapter.file
+
     def give_back(self, name: str) -> None:
         self._held.pop(name, None)
         self.model.give_back(self.heads.get(name, name))

@@ -11,20 +11,24 @@ Reference:
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from toolkit.checkpoint.loadable import refuse_unloadable
+from toolkit.checkpoint.folder import save_model, stored_dtype
+from toolkit.checkpoint.load import load_causal_model
+from toolkit.checkpoint.loadable import read_plain_config, refuse_unloadable
+from toolkit.checkpoint.model_values import read_model_values
 from toolkit.checkpoint.open import open_checkpoint
 from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint, is_float
 from toolkit.checkpoint.sharded_state import StateParameters
 from toolkit.checkpoint.side_files import copy_side_files
 from toolkit.checkpoint.training_state import state_folder
 from toolkit.checkpoint.write import PlannedTensor, ShardWriter, tensor_bytes
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError, ConfigError, warn
+from toolkit.load_yaml import JsonView
 from toolkit.stage import appearing, refuse_taken
 
 
@@ -81,7 +85,7 @@ def average_folders(folders: Sequence[Path], weights: Sequence[float], out: Path
         Number of tensors that were averaged.
 
     Raises:
-        CheckpointError: the models have other tensors or shapes.
+        CheckpointError: the models have other tensors, shapes or heads, or one is damaged.
         MergeError: `out` is taken.
     """
     refuse_taken(out)
@@ -96,6 +100,7 @@ def average_folders(folders: Sequence[Path], weights: Sequence[float], out: Path
                 f"{tensor_name}: {model_with.folder} has it and {model_without.folder} does not; "
                 "only models of the same architecture can be averaged."
             )
+    _compare_configs(folders)
     with appearing(out) as work:
         return _write_average(models, weights, last_model, work)
 
@@ -117,15 +122,95 @@ def average_states(
     """
     opened_states = [StateParameters(state_folder(states, step)) for step in steps]
     finished_model = open_checkpoint(like)
-    for tensor_name in opened_states[0].names:
-        if tensor_name not in finished_model:
-            raise CheckpointError(
-                f"{opened_states[0].folder}: {tensor_name} is no tensor of the model: the mean of "
-                "adapters' factors is not the mean of adapters. Average finished models instead."
-            )
     for model_file in work.glob("model*.safetensors*"):  # by an earlier call that was killed
         model_file.unlink()
-    return _write_average(opened_states, weights, finished_model, work)
+    if all(tensor_name in finished_model for tensor_name in opened_states[0].names):
+        return _write_average(opened_states, weights, finished_model, work)
+    return _average_in_memory(opened_states, weights, like, work)
+
+
+@torch.no_grad()
+def _average_in_memory(
+    states: Sequence[Checkpoint], weights: Sequence[float], like: Path, work: Path
+) -> int:
+    """Average states of a model whose files store it otherwise than memory holds it (the experts of
+    a mixture, the text side of a wrapper): they are loaded into it, and it is saved."""
+    model = load_causal_model(like, torch.float32)
+    parameters = dict(model.named_parameters())
+    for tensor_name in states[0].names:
+        if tensor_name not in parameters:
+            raise CheckpointError(
+                f"{states[0].folder}: {tensor_name} is no tensor of the model: the mean of "
+                "adapters' factors is not the mean of adapters. Average finished models instead."
+            )
+        parameter = parameters[tensor_name]
+        mean_tensor = _mean(
+            PlannedTensor(tensor_name, "F32", tuple(parameter.shape)), states, weights
+        )
+        parameter.copy_(mean_tensor)
+        for state in states:
+            state.give_back(tensor_name)
+    save_model(model, work, dtype=stored_dtype(like), like=like)
+    refuse_unloadable(work, like)
+    return len(states[0].names)
+
+
+_CUTS = {
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "head_dim",
+    "partial_rotary_factor",
+}
+"""Keys that say how a tensor of the same shape is cut: the mean of two cuts is none."""
+
+_SAYS_NOTHING = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+
+
+def _compare_configs(folders: Sequence[Path]) -> None:
+    """Refuse models whose tensors are cut otherwise, and warn of whatever else is not alike, such
+    as the speed at which positions turn: what is written says what the last model's config says.
+
+    Raises:
+        CheckpointError: names the first such key.
+    """
+    *others, last = [(folder, _config_values(folder)) for folder in folders]
+    last_folder, last_values = last
+    for folder, values in others:
+        differing_keys = [
+            key
+            for key in sorted({*values, *last_values})
+            if values.get(key) != last_values.get(key) and key not in _SAYS_NOTHING
+        ]
+        if not differing_keys:
+            continue
+        cutting_keys = [key for key in differing_keys if key.rpartition(".")[2] in _CUTS]
+        key = (cutting_keys or differing_keys)[0]
+        difference = (
+            f"{folder / 'config.json'}: {key} is {values.get(key)!r:.60}, in {last_folder} "
+            f"{last_values.get(key)!r:.60}"
+        )
+        if cutting_keys:
+            raise CheckpointError(
+                f"{difference}; only models of the same architecture can be averaged."
+            )
+        rest = f", and {len(differing_keys) - 1} more values differ" if differing_keys[1:] else ""
+        warn(f"{difference}{rest}; the average gets the latter, which its tensors may not suit.")
+
+
+def _config_values(folder: Path) -> dict[str, object]:
+    """The values of a config with their defaults, where transformers knows them, by whole keys."""
+    values = read_model_values(folder)
+    config = read_plain_config(values)
+    return dict(_flat_values(values if config is None else config.to_dict()))
+
+
+def _flat_values(values: JsonView, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat_values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _write_average(
@@ -176,4 +261,15 @@ def _mean(tensor: PlannedTensor, models: Sequence[Checkpoint], weights: Sequence
     weighted_sum = torch.zeros(tensor.shape, dtype=torch.float32)
     for model, weight in zip(models, weights, strict=True):
         weighted_sum.add_(model.tensor(tensor.name).float(), alpha=weight)
-    return weighted_sum.to(getattr(torch, TORCH_NAMES[tensor.dtype]))
+    mean_tensor = weighted_sum.to(getattr(torch, TORCH_NAMES[tensor.dtype]))
+    if not bool(mean_tensor.float().isfinite().all()):
+        for model in models:
+            if not bool(model.tensor(tensor.name).float().isfinite().all()):
+                raise CheckpointError(
+                    f"{tensor.name}: holds NaN or infinity in {model.damaged_file(tensor.name)}; "
+                    "the model is damaged: leave it out, or copy it again."
+                )
+        raise CheckpointError(
+            f"{tensor.name}: the mean is larger than {tensor.dtype} can hold; give other weights."
+        )
+    return mean_tensor

@@ -11,6 +11,7 @@ import torch
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.model_values import oversize_fault, read_model_values
 from toolkit.checkpoint.open import open_checkpoint
+from toolkit.checkpoint.read import list_safetensors
 from toolkit.checkpoint.references import name_siblings
 from toolkit.checkpoint.wrapped import load_text_side, wrapper_class
 from toolkit.checkpoint.wrappers import wrapper_of
@@ -208,7 +209,7 @@ def _is_causal(architecture: str, config: Any) -> bool:
 
 def refuse_oversize(folder: Path) -> None:
     """Refuse a config that asks for more than the files hold, before memory is taken for it."""
-    if not (folder / _CONFIG).is_file() or not list(folder.glob("*.safetensors")):
+    if not (folder / _CONFIG).is_file() or not list_safetensors(folder)[0]:
         return
     checkpoint = open_checkpoint(folder)
     num_bytes = sum(checkpoint.info(name).num_bytes for name in checkpoint.names)

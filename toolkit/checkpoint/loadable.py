@@ -21,6 +21,7 @@ from typing import Any
 from toolkit.checkpoint.model_values import oversize_fault, read_model_values
 from toolkit.checkpoint.open import open_checkpoint
 from toolkit.errors import CheckpointError, warn
+from toolkit.library_errors import first_line
 from toolkit.load_yaml import JsonView
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -194,8 +195,7 @@ def _conversion_faults(error: Exception, log: list[str]) -> Faults:
     joined_match = re.search(r"tensors destined for (\S+?)\.?\s", "\n".join(log))
     if joined_match:
         return {joined_match[1]: "cannot be made of what is stored"}
-    first_words = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return {_CONFIG: f"describes no model that can be built ({first_words})"}
+    return {_CONFIG: f"describes no model that can be built ({first_line(error)})"}
 
 
 @contextlib.contextmanager

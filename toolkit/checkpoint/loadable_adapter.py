@@ -13,6 +13,7 @@ from toolkit.checkpoint.loadable import build_on_meta
 from toolkit.checkpoint.lora import PREFIX, WEIGHTS_FILE
 from toolkit.checkpoint.read import read_header
 from toolkit.errors import CheckpointError
+from toolkit.library_errors import first_line
 
 _ADAPTER = "default"
 
@@ -92,7 +93,7 @@ def _refused_modules(base: Path, modules: Sequence[str]) -> dict[str, str]:
             _wrap(model, _module_config(left_modules))
             break
         except ValueError as error:
-            error_text = _first_line(error)
+            error_text = first_line(error)
             # peft names one module per error, by its last words or whole; ask again without it.
             named = re.search(r"[Mm]odule '?([\w.]+)'?", error_text)
             lost_modules = [
@@ -202,7 +203,7 @@ def _reason(base: Path, parameters: Sequence[str]) -> str:
     try:
         found = read_wrappers(_wrap(build_on_meta(base), _parameter_config(parameters)))
     except (ValueError, TypeError) as error:
-        return _first_line(error)
+        return first_line(error)
     return "" if len(found) == len(parameters) else "peft finds no such parameter"
 
 
@@ -229,7 +230,7 @@ def refuse_unloadable_adapter(folder: Path, base: Path) -> None:
             lost_names = set(adapter_state) - set(_as_loaded(wrapped_model, adapter_state))
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{base}: peft could not load the adapter ({_first_line(error)})."
+            f"{base}: peft could not load the adapter ({first_line(error)})."
         ) from error
     if lost_names:
         raise CheckpointError(
@@ -247,10 +248,6 @@ def refuse_unloadable_adapter(folder: Path, base: Path) -> None:
                 f"{list(wanted_shapes[name]) if name in wanted_shapes else 'no such tensor'}. "
                 "Leave the module out (--exclude)."
             )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _module_config(modules: Sequence[str]) -> Any:

@@ -56,6 +56,9 @@ _KNOWN = {
 """Settings whose meaning for the weights is known; another one may change what `B A` means."""
 
 
+_PEFT_ALPHA = 8
+"""`lora_alpha` where the settings do not give it, as in peft's `LoraConfig`."""
+
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings that also take something away from the model's own weights."""
 
@@ -173,7 +176,7 @@ class AdapterFolder:
         # own.
         rank = self.tensors.info(self.factor_names(name)[0]).shape[0]
         module_name = self.memory_names.get(name, name).removesuffix(".weight")
-        alpha = float(self.settings.get("lora_alpha", rank))
+        alpha = float(self.settings.get("lora_alpha", _PEFT_ALPHA))
         # As in peft: a pattern is matched against the end of the module's name, and the first one
         # counts.
         for pattern, pattern_alpha in (self.settings.get("alpha_pattern") or {}).items():
@@ -283,6 +286,10 @@ class _SortedTensors:
             )
         for wrapper_path, parts in self.wrapped.items():
             self._refuse_half(wrapper_path, parts, "lora")
+        for name in self.biases:
+            self._refuse_half(
+                name, self.parts.get(f"{name.removesuffix('.bias')}.weight", {}), "lora"
+            )
         for name, parts in self.parts.items():
             factor_kind = "lora_embedding" if any("embedding" in part for part in parts) else "lora"
             self._refuse_half(name, parts, factor_kind)
@@ -292,11 +299,33 @@ class _SortedTensors:
                     f"{self._file}: the parts of the change to {name} are {list(a_shape)} and "
                     f"{list(b)}, which share no rank; download or copy the file again."
                 )
+            self._refuse_unlike_settings(name, parts, a_shape[0])
+
+    def _refuse_unlike_settings(self, name: str, parts: Mapping[str, str], rank: int) -> None:
+        """Refuse what peft would make of the settings otherwise than of the tensors: of another
+        rank it refuses it, and of DoRA's lengths it makes up those that the file has not."""
+        pattern_ranks = (self._settings.get("rank_pattern") or {}).values()
+        # Where nothing names a rank, the tensors' own leaves no doubt.
+        ranks = sorted({self._settings.get("r", rank), *pattern_ranks})
+        if rank not in ranks:
+            raise CheckpointError(
+                f"{self._file}: the change to {name} has rank {rank}, and {SETTINGS_FILE} names "
+                f"{', '.join(map(str, ranks))}; its scale is not known. Give the settings that it "
+                "was saved with."
+            )
+        has_lengths, is_dora = "lora_magnitude_vector" in parts, self._settings.get("use_dora")
+        if has_lengths != bool(is_dora):
+            raise CheckpointError(
+                f"{self._file}: the change to {name} has {'a' if has_lengths else 'no'} "
+                f"lora_magnitude_vector, and use_dora in {SETTINGS_FILE} is {is_dora!r}; give the "
+                "settings that it was saved with."
+            )
 
     def _refuse_half(self, name: str, parts: Mapping[str, str], kind: str) -> None:
         if not {f"{kind}_A", f"{kind}_B"} <= set(parts):
             raise CheckpointError(
-                f"{self._file}: holds only half of the change to {name} ({sorted(parts)})."
+                f"{self._file}: holds only half of the change to {name} ({sorted(parts)}); copy "
+                "the file again."
             )
 
 
@@ -347,8 +376,12 @@ def _refuse_mistyped(path: Path, settings: JsonView) -> None:
         CheckpointError: names the setting.
     """
     pattern_alphas = settings.get("alpha_pattern") or {}
+    pattern_ranks = settings.get("rank_pattern") or {}
     is_right = {
-        "lora_alpha": _is_number(settings.get("lora_alpha", 1)),
+        "r": _is_count(settings.get("r", 8)),
+        "rank_pattern": isinstance(pattern_ranks, Mapping)
+        and all(map(_is_count, pattern_ranks.values())),
+        "lora_alpha": _is_number(settings.get("lora_alpha", _PEFT_ALPHA)),
         "alpha_pattern": isinstance(pattern_alphas, Mapping)
         and all(map(_is_number, pattern_alphas.values()))
         and all(map(_is_pattern, pattern_alphas)),

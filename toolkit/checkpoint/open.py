@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolkit.checkpoint.read import Checkpoint, TensorInfo, check_index, list_files, read_header
+from toolkit.checkpoint.read import (
+    INDEX_FILE,
+    Checkpoint,
+    TensorInfo,
+    check_index,
+    list_safetensors,
+    read_header,
+)
 from toolkit.checkpoint.usable import refuse_unusable
 from toolkit.errors import CheckpointError
-
-_INDEX = "model.safetensors.index.json"
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -22,11 +27,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder.")
-    files, weight_map = list_files(folder, _INDEX, "model.safetensors", "*.safetensors")
-    # Both may stand in one folder: trainers save an adapter beside the model it was trained on.
-    files = [
-        weight_file for weight_file in files if weight_file.name != "adapter_model.safetensors"
-    ]
+    files, weight_map = list_safetensors(folder)
     if not files:
         from toolkit.checkpoint.pickled import open_pickled  # it needs what is defined here
 
@@ -51,4 +52,4 @@ def open_checkpoint(folder: Path) -> Checkpoint:
                 )
             tensors[tensor_name] = info
     refuse_unusable(folder, tensors)
-    return Checkpoint(folder, tensors, check_index(folder / _INDEX, weight_map, tensors))
+    return Checkpoint(folder, tensors, check_index(folder / INDEX_FILE, weight_map, tensors))

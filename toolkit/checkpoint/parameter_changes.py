@@ -16,6 +16,7 @@ from toolkit.checkpoint.loadable import build_on_meta
 from toolkit.checkpoint.loadable_adapter import read_wrappers
 from toolkit.checkpoint.lora import AdapterFolder
 from toolkit.errors import CheckpointError
+from toolkit.library_errors import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,8 +121,9 @@ def _wrappers(adapter: AdapterFolder, folder: Path) -> dict[str, Any]:
             adapter_config = LoraConfig.from_pretrained(str(adapter.folder))
             adapted_model = get_peft_model(meta_model, adapter_config, low_cpu_mem_usage=True)
         except (ValueError, TypeError) as error:
-            first_words = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{adapter.file}: peft refuses it ({first_words}).") from error
+            raise CheckpointError(
+                f"{adapter.file}: peft refuses it ({first_line(error)})."
+            ) from error
     return read_wrappers(adapted_model)
 
 

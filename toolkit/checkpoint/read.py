@@ -7,6 +7,7 @@ import math
 import mmap
 import re
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,9 @@ def has_array(dtype: str) -> bool:
     """Whether numpy can hold a stored type, so that `Checkpoint.array` serves it."""
     return dtype in _NUMPY
 
+
+INDEX_FILE = "model.safetensors.index.json"
+"""Which tensor stands in which file, where a model has several."""
 
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 _AGAIN = "download or copy the file again"
@@ -192,19 +196,58 @@ def list_files(
 
     Args:
         folder: of the model.
-        index: name of the index file; where it stands, it decides.
-        single: name of the one file of a model without an index; it comes next.
+        index: name of the index file.
+        single: name of the file of a model in one; where the index does not name it, it decides, as
+            transformers reads that one and no other.
         pattern: of the files to take where neither stands.
 
     Raises:
         CheckpointError: the index is damaged, or names files that are not there.
     """
-    if (folder / index).is_file():
-        weight_map = _read_index(folder / index)
-        return [folder / file_name for file_name in sorted(set(weight_map.values()))], weight_map
-    if (folder / single).is_file():
+    weight_map = _read_index(folder / index) if (folder / index).is_file() else {}
+    file_names = sorted(set(weight_map.values()))
+    if (folder / single).is_file() and single not in file_names:
         return [folder / single], {}
-    return sorted(folder.glob(pattern)), {}
+    if not (folder / index).is_file():
+        return sorted(folder.glob(pattern)), {}
+    for file_name in file_names:
+        if not (folder / file_name).is_file():
+            raise CheckpointError(
+                f"{folder / index}: names {file_name}, which is not there; {_AGAIN}."
+            )
+    return [folder / file_name for file_name in file_names], weight_map
+
+
+def list_safetensors(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The safetensors files that hold a model's weights, and the index's map where it decides.
+
+    Others may stand beside them: the same weights in Mistral's own names (`consolidated`), or an
+    adapter that a trainer saved there.
+
+    Raises:
+        CheckpointError: the index is damaged, or names files that are not there.
+    """
+    files, weight_map = list_files(folder, INDEX_FILE, "model.safetensors", "*.safetensors")
+    return [file for file in files if file.name != "adapter_model.safetensors"], weight_map
+
+
+def lacks_shards(folder: Path) -> bool:
+    """Whether weights of a model are missing beside others, as after a download that broke off."""
+    kinds = (
+        (INDEX_FILE, "model.safetensors", "*.safetensors"),
+        ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin"),
+    )
+    for kind in kinds:
+        try:
+            files, weight_map = list_files(folder, *kind)
+        except CheckpointError:
+            return True
+        if files:
+            # The index may be what has not come yet; shards say themselves how many there are.
+            numbered = (re.match(r"(.*)-\d+-of-(\d+)\.", file.name) for file in files)
+            counts = Counter((match[1], int(match[2])) for match in numbered if match)
+            return not weight_map and any(found < count for (_, count), found in counts.items())
+    return False
 
 
 def check_index(
@@ -239,8 +282,6 @@ def _read_index(path: Path) -> dict[str, str]:
         # An index comes with a download: "../" in it would read files of the user's as weights.
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{path}: names a file outside its folder ({name!r}); refused.")
-        if not (path.parent / name).is_file():
-            raise CheckpointError(f"{path}: names {name}, which is not there; {_AGAIN}.")
     return dict(weight_map)
 
 
@@ -333,12 +374,12 @@ def _entry(file: Path, name: str, value: Any) -> tuple[str, tuple[int, ...], int
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, in order.
+    """The safetensors files that hold a model's weights; see `list_safetensors`.
 
     Raises:
         CheckpointError: there are none.
     """
-    weight_paths = sorted(folder.glob("*.safetensors"))
+    weight_paths, _ = list_safetensors(folder)
     if not weight_paths:
         raise CheckpointError(
             f"{folder}: holds no .safetensors file; convert the model, or give another folder."

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import ConfigError, MergeError, did_you_mean
+from toolkit.library_errors import first_line
 
 _SIDE_PATTERNS = ["*.json", "*.jinja", "*.txt", "*.model"]
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
@@ -87,17 +88,21 @@ def name_siblings(folder: Path) -> str:
 
 
 def _cached(place: PathAndRevision) -> Path | None:
-    """The hub's copy on this machine, where it holds weights."""
+    """The hub's copy on this machine, where it holds all weights."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from toolkit.checkpoint.read import lacks_shards
 
     try:
         found = snapshot_download(place.path, revision=place.revision, local_files_only=True)
     except (LocalEntryNotFoundError, ValueError):
         return None
     folder = Path(found)
-    # A snapshot may hold a config and a tokenizer alone, as after a look at a model.
-    return folder if any(any(folder.glob(pattern)) for pattern in _WEIGHT_PATTERNS) else None
+    # A snapshot may hold a config and a tokenizer alone, as after a look at a model, or a part of
+    # the weights, as after a download that broke off: asked again, the hub gives what is missing.
+    has_weights = any(any(folder.glob(pattern)) for pattern in _WEIGHT_PATTERNS)
+    return folder if has_weights and not lacks_shards(folder) else None
 
 
 def _fetched(place: PathAndRevision) -> Path:
@@ -114,8 +119,8 @@ def _fetched(place: PathAndRevision) -> Path:
             if any(folder.glob(pattern)):
                 break
     except Exception as error:  # the client's errors have no common base
-        first_words = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MergeError(
-            f"{place.path}: is neither a folder nor a model that the hub gives ({first_words})."
+            f"{place.path}: is neither a folder nor a model that the hub gives "
+            f"({first_line(error)})."
         ) from error
     return folder

@@ -22,6 +22,7 @@ from toolkit.checkpoint.load import (
     silence_libraries,
 )
 from toolkit.checkpoint.open import open_checkpoint
+from toolkit.checkpoint.read import list_safetensors
 from toolkit.checkpoint.stored_names import read_renaming
 from toolkit.checkpoint.wrapped import wrapper_class
 from toolkit.errors import CheckpointError
@@ -115,7 +116,7 @@ def sharded_fault(folder: Path) -> str:
         return "it is the text side of another model"
     if getattr(config, "quantization_config", None) is not None:
         return "its weights are quantized"
-    if not list(folder.glob("*.safetensors")):
+    if not list_safetensors(folder)[0]:
         return "its weights are not in safetensors"
     try:
         empty = empty_causal_model(folder)

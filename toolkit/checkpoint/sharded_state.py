@@ -19,13 +19,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from toolkit.checkpoint import training_state
-from toolkit.checkpoint.read import Checkpoint, TensorInfo, read_header
+from toolkit.checkpoint.read import Checkpoint, TensorInfo, item_bytes, read_header
 from toolkit.checkpoint.training_state import (
     WriterThread,
     damaged_files,
@@ -33,6 +35,7 @@ from toolkit.checkpoint.training_state import (
     finish_state,
     load_extra,
     refuse_damaged,
+    refuse_foreign,
     refuse_shape,
     state_folder,
     state_path,
@@ -265,8 +268,9 @@ def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> dic
     parameters_by_name = dict(model.named_parameters())
     moments: dict[str, Tensor] = {}
     for moment_key, shape in stored_shapes(source).items():
-        name, _, _ = moment_key.rpartition(":")
-        if name in parameters_by_name:
+        name, colon, _ = moment_key.rpartition(":")
+        if colon:  # not a parameter
+            refuse_foreign(source, name, parameters_by_name)
             # Moments are cut like the parameter; the count of steps is one number everywhere.
             like = parameters_by_name[name].detach()
             moments[moment_key] = torch.zeros_like(like) if shape else torch.zeros(())
@@ -375,9 +379,9 @@ class StateParameters(Checkpoint):
             for name, info in infos.items():
                 begin = offsets.get(name, (0,) * len(info.shape))
                 self._parts.setdefault(name, []).append((file_tensors, begin))
+                num_bytes = math.prod(shapes[name]) * item_bytes(info.dtype)
                 tensors.setdefault(
-                    name,
-                    TensorInfo(info.file, info.dtype, shapes[name], info.start, info.num_bytes),
+                    name, TensorInfo(info.file, info.dtype, shapes[name], info.start, num_bytes)
                 )
         super().__init__(source, tensors)
         for name, parts in self._parts.items():
@@ -401,6 +405,13 @@ class StateParameters(Checkpoint):
             place = tuple(slice(b, b + n) for b, n in zip(begin, part.shape, strict=True))
             whole[place] = part
         return whole
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of a tensor; a copy where its parts lie in several files."""
+        parts = self._parts[name]
+        if len(parts) == 1:
+            return parts[0][0].raw(name)
+        return np.frombuffer(tensor_bytes(self.tensor(name)), np.uint8)
 
     def give_back(self, name: str) -> None:
         """Let the system drop a tensor's pages."""

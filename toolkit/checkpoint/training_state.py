@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Collection
@@ -188,7 +189,9 @@ def whole_parameters(model: nn.Module) -> dict[str, Tensor] | None:
 def saved_steps(folder: Path) -> list[int]:
     """Steps of all whole states, ascending."""
     folder_names = (path.name for path in folder.glob(f"{_PREFIX}*"))
-    return sorted(int(name.removeprefix(_PREFIX)) for name in folder_names)
+    # A copy of a state, or what else somebody put there, is none.
+    matches = (re.fullmatch(rf"{_PREFIX}(\d{{8,}})", name) for name in folder_names)
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def latest_step(folder: Path) -> int | None:
@@ -279,6 +282,18 @@ def refuse_shape(
         )
 
 
+def refuse_foreign(source: Path, name: str, parameters: Collection[str]) -> None:
+    """
+    Raises:
+        CheckpointError: a state's optimizer knows a parameter that the model has not.
+    """
+    if name not in parameters:
+        raise CheckpointError(
+            f"{source}: its optimizer has moments of {name}, which the model has not; remove the "
+            "folder to train from the start."
+        )
+
+
 @torch.no_grad()
 def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> dict[str, Any]:
     """Put a saved state into a model that this process holds whole, and into its optimizer.
@@ -296,6 +311,7 @@ def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> dic
     parameters_by_name = dict(model.named_parameters())
     for moment_key, value in load_tensors(source_folder / "optimizer.safetensors").items():
         name, _, moment = moment_key.rpartition(":")
+        refuse_foreign(source_folder, name, parameters_by_name)
         parameter = parameters_by_name[name]
         inner_optimizer.state.setdefault(parameter, {})[moment] = value.to(parameter.device)
     return saved_extra

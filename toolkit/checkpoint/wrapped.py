@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from toolkit.checkpoint.wrappers import _WRAPPERS
+from toolkit.checkpoint.wrappers import set_wrapper
 from toolkit.errors import CheckpointError
 
 
@@ -91,7 +91,7 @@ def load_text_side(made: Any, folder: str | Path, dtype: torch.dtype) -> Any:
         )
     # Towers may be larger than the text side; training that reads text alone has no use for them.
     _release_all_but(full, text)
-    _WRAPPERS[text] = full
+    set_wrapper(text, full)
     _stored_of(text, Path(folder))  # what cannot be written back is known before it is trained
     return text
 
@@ -119,7 +119,7 @@ def write_with_text_side(model: Any, folder: Path, like: Path) -> None:
     Raises:
         CheckpointError: a tensor of the text side has no place in the files.
     """
-    from toolkit.checkpoint.read import weight_files
+    from toolkit.checkpoint.read import INDEX_FILE, list_safetensors, weight_files
 
     stored_tensors = _stored_of(model, like)
     stored_tensors.read()
@@ -134,9 +134,14 @@ def write_with_text_side(model: Any, folder: Path, like: Path) -> None:
                 # do.
                 file_tensors[tensor_name] = text_tensor.contiguous().clone()
         save_file(file_tensors, folder / weight_path.name, metadata=metadata or {"format": "pt"})
-    for tensor_name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
-        if (like / tensor_name).is_file():
-            shutil.copyfile(like / tensor_name, folder / tensor_name)
+    weight_map = list_safetensors(like)[1]
+    for file_name in (
+        "config.json",
+        "generation_config.json",
+        *([INDEX_FILE] if weight_map else []),
+    ):
+        if (like / file_name).is_file():
+            shutil.copyfile(like / file_name, folder / file_name)
 
 
 def _stored_of(model: Any, folder: Path) -> Any:

@@ -7,17 +7,18 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.read import TORCH_NAMES, item_bytes
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,42 @@ class PlannedTensor:
     @property
     def num_bytes(self) -> int:
         return math.prod(self.shape) * item_bytes(self.dtype)
+
+
+def divide_into_shards(
+    tensors: Sequence[PlannedTensor], shard_bytes: int = SHARD_BYTES
+) -> dict[str, list[PlannedTensor]]:
+    """Tensors by the file that holds them, in the order given.
+
+    Args:
+        tensors: all of a model.
+        shard_bytes: most bytes of tensors in one file; a larger tensor has a file of its own.
+    """
+    shards: list[list[PlannedTensor]] = [[]]
+    filled_bytes = 0
+    for tensor in tensors:
+        if shards[-1] and filled_bytes + tensor.num_bytes > shard_bytes:
+            shards.append([])
+            filled_bytes = 0
+        shards[-1].append(tensor)
+        filled_bytes += tensor.num_bytes
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard_tensors
+        for number, shard_tensors in enumerate(shards, start=1)
+    }
+
+
+def write_index(folder: Path, shards: Mapping[str, Sequence[PlannedTensor]]) -> None:
+    """Write the index that says which file holds a tensor; one file alone has none."""
+    if len(shards) == 1:
+        return
+    total_bytes = sum(tensor.num_bytes for shard in shards.values() for tensor in shard)
+    weight_map = {tensor.name: file for file, shard in shards.items() for tensor in shard}
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    index_path = folder / "model.safetensors.index.json"
+    index_path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass
@@ -95,6 +132,9 @@ class ShardWriter:
         self._places: dict[str, _Place] = {}
         self._descriptors: list[int] = []
         self._lock = threading.Lock()
+        self._putting_ended = threading.Condition(self._lock)
+        self._num_putting = 0
+        self._is_released = False
         self._is_writing = False
         self._waiting: list[_Piece] = []
         try:
@@ -104,25 +144,11 @@ class ShardWriter:
             raise
 
     def _lay_out(self, tensors: list[PlannedTensor], shard_bytes: int) -> None:
-        shards: list[list[PlannedTensor]] = [[]]
-        filled_bytes = 0
-        for tensor in tensors:
-            if shards[-1] and filled_bytes + tensor.num_bytes > shard_bytes:
-                shards.append([])
-                filled_bytes = 0
-            shards[-1].append(tensor)
-            filled_bytes += tensor.num_bytes
-        weight_map: dict[str, str] = {}
-        for number, shard_tensors in enumerate(shards, start=1):
-            file_name = "model.safetensors"
-            if len(shards) > 1:
-                file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            weight_map.update({tensor.name: file_name for tensor in shard_tensors})
+        shards = divide_into_shards(tensors, shard_bytes)
+        for file_name, shard_tensors in shards.items():
             self._begin_file(self.folder / file_name, shard_tensors)
-        if len(shards) > 1 and not self._joins:
-            index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
-            index_path = self.folder / "model.safetensors.index.json"
-            index_path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        if not self._joins:
+            write_index(self.folder, shards)
 
     def _begin_file(self, path: Path, shard: list[PlannedTensor]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -169,24 +195,42 @@ class ShardWriter:
                 return
             # Beyond that many pieces whoever comes writes itself, so that memory stays bounded.
             is_first, self._is_writing = not self._is_writing, True
-        self._put(next_piece)
-        while is_first:
-            with self._lock:
-                # Under the lock that a thread leaves its piece under: none is left behind unseen.
-                if not self._waiting:
-                    self._is_writing = False
-                    return
-                next_piece = self._waiting.pop(0)
+        try:
             self._put(next_piece)
+            while is_first:
+                with self._lock:
+                    # Under the lock that a thread leaves its piece under: none is left unseen.
+                    if not self._waiting:
+                        self._is_writing = False
+                        return
+                    next_piece = self._waiting.pop(0)
+                self._put(next_piece)
+        except BaseException:
+            # Whoever comes next writes itself, and what waits: nothing is left to a thread that
+            # has gone.
+            if is_first:
+                with self._lock:
+                    self._is_writing = False
+            raise
 
     def _put(self, piece: _Piece) -> None:
         piece_place, num_written = piece.place, 0
-        while num_written < len(piece.view):
-            first_byte = piece_place.start + piece.offset + num_written
-            # A system may write less than it is asked to, on signals and at most 2 GiB at once.
-            num_written += os.pwrite(piece_place.descriptor, piece.view[num_written:], first_byte)
         with self._lock:
-            piece_place.written += len(piece.view)
+            if self._is_released:
+                raise CheckpointError(f"{self.folder}: is closed; another thread has failed.")
+            self._num_putting += 1
+        try:
+            while num_written < len(piece.view):
+                first_byte = piece_place.start + piece.offset + num_written
+                # A system may write less than it is asked to, on signals and at most 2 GiB at once.
+                num_written += os.pwrite(
+                    piece_place.descriptor, piece.view[num_written:], first_byte
+                )
+        finally:
+            with self._lock:
+                piece_place.written += num_written
+                self._num_putting -= 1
+                self._putting_ended.notify_all()
 
     def close(self) -> None:
         """Check that every byte was written.
@@ -204,8 +248,13 @@ class ShardWriter:
 
     def release(self) -> None:
         """Close the files without asking whether all was written, as where several write."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        with self._lock:
+            self._is_released = True
+            # The system gives a closed file's number to the next one that is opened, into which a
+            # thread that is writing still would go on.
+            self._putting_ended.wait_for(lambda: not self._num_putting)
+            while self._descriptors:
+                os.close(self._descriptors.pop())
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -247,6 +296,25 @@ def bytes_text(count: float) -> str:
         if count >= unit_bytes:
             return f"{count / unit_bytes:.{num_digits}f} {unit_name}"
     return f"{count / 1e3:.1f} kB"
+
+
+def parse_bytes(text: str, where: str) -> int:
+    """A number of bytes as it is written, in decimal units as on the hubs.
+
+    Raises:
+        ConfigError: it is none, or less than a megabyte.
+
+    >>> parse_bytes("5GB", ""), parse_bytes("1.5 GB", ""), parse_bytes("200MB", "")
+    (5000000000, 1500000000, 200000000)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MGT])B", text.strip(), re.IGNORECASE)
+    num_bytes = 0 if match is None else float(match[1]) * _UNITS[match[2].upper()]
+    if not 1e6 <= num_bytes < 1e15:
+        raise ConfigError(f"{where} {text}: give a size of at least 1MB, such as 5GB or 500MB.")
+    return int(num_bytes)
+
+
+_UNITS = {"M": 1e6, "G": 1e9, "T": 1e12}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from toolkit.cli.options import OutFolder, RecipeName, Runs, ScoreTestAgain, Ver
 
 if TYPE_CHECKING:
     from toolkit.merge.achieved import AchievedFractions
+    from toolkit.merge.graph import MergeGraph
 
 app = typer.Typer(no_args_is_help=True, help="Merging, and the choice of a merge.")
 
@@ -53,11 +54,22 @@ def merge_run(
         ),
     ] = False,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps, ...")] = "cpu",
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="Write a part of the files, such as 3/8, beside other machines that write the "
+            "others to the same file system; the last one finishes OUT."
+        ),
+    ] = None,
+    shard_size: Annotated[
+        str, typer.Option(help="Most bytes in one file, such as 5GB or 500MB.")
+    ] = "5GB",
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Then write OUT.diagnosis.html and .json.")
     ] = False,
 ) -> None:
     """Run a merge configuration, or several in one file that build on each other."""
+    from toolkit.checkpoint.write import parse_bytes
     from toolkit.errors import ConfigError
     from toolkit.merge.graph import load_merge_graph, run_merge_graph
 
@@ -69,15 +81,17 @@ def merge_run(
             f"{config}: holds several merges, whose intermediate models are gone afterwards; run "
             "them from files of their own to have each diagnosed."
         )
-    plan = run_merge_graph(
-        graph,
-        out,
-        seed=seed,
-        allow_non_finite=allow_non_finite,
-        truncate_embeddings=truncate,
-        device=device,
-        tell_achieved=achieved.append,
-    )
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "shard_bytes": parse_bytes(shard_size, "--shard-size"),
+        "allow_non_finite": allow_non_finite,
+        "truncate_embeddings": truncate,
+        "device": device,
+    }
+    if part is not None:
+        _merge_part(graph, config, out, part, is_diagnosed=diagnose, **settings)
+        return
+    plan = run_merge_graph(graph, out, tell_achieved=achieved.append, **settings)
     print(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}", flush=True)
     for fractions in achieved:
         print("".join(f"  {line}\n" for line in fractions.sentences()), end="", flush=True)
@@ -85,6 +99,24 @@ def merge_run(
         from toolkit.diagnose.run import diagnose_merge
 
         diagnose_merge(out, graph.result, seed)
+
+
+def _merge_part(
+    graph: MergeGraph, config: Path, out: Path, part: str, *, is_diagnosed: bool, **settings: Any
+) -> None:
+    """Write a part of the files, and say what is left to others."""
+    from toolkit.errors import ConfigError
+    from toolkit.merge.parts import parse_part, run_merge_part
+
+    if len(graph.steps) > 1 or is_diagnosed:
+        what = "--diagnose needs the whole model" if is_diagnosed else "it holds several merges"
+        raise ConfigError(f"{config}: --part writes a part of one merge, and {what}.")
+    outcome = run_merge_part(graph.result, out, parse_part(part), **settings)
+    print(f"part {part}: {len(outcome.written)} files written")
+    if outcome.is_complete:
+        print(f"all files are there: {out} is complete")
+    for file, its_part in outcome.missing.items():
+        print(f"  not there yet: {file} (part {its_part})")
 
 
 @app.command("plan")

@@ -41,18 +41,27 @@ def answer_rows(
 
 
 def answer_batch(speaker: Speaker, prompts: Sequence[str], new_tokens: int) -> list[str]:
-    """Greedy answers of one model to all prompts at once; one that was cut ends in `…`."""
-    if not prompts:
-        return []
+    """Greedy answers of one model to all prompts at once; one that was cut ends in `…`.
+
+    A prompt that leaves no room for an answer is told so in the answer's place.
+    """
     encoded_prompts = [speaker.encode([{"role": "user", "content": text}]) for text in prompts]
-    # All answers of a batch grow at the same place, so that the longest prompt sets the room.
-    token_room = speaker.most_tokens - max(map(len, encoded_prompts))
-    answer_tokens = greedy_answers(
-        speaker.model, speaker.stops, encoded_prompts, min(new_tokens, token_room)
-    )
-    answers = []
-    for tokens in answer_tokens:
-        is_complete = bool(tokens) and tokens[-1] in speaker.stops
-        text = speaker.decode(tokens[:-1] if is_complete else tokens).strip()
-        answers.append(text if is_complete else f"{text} …")
+    answers = [
+        f"(no answer: the prompt has {len(prompt)} tokens, and the model looks at "
+        f"{speaker.most_tokens} at most)"
+        for prompt in encoded_prompts
+    ]
+    # All answers of a batch grow at the same place: those that find less room go by themselves.
+    rows_by_room: dict[int, list[int]] = {}
+    for row, prompt in enumerate(encoded_prompts):
+        token_room = min(new_tokens, speaker.most_tokens - len(prompt))
+        if token_room > 0:
+            rows_by_room.setdefault(token_room, []).append(row)
+    for token_room, rows in rows_by_room.items():
+        batch = [encoded_prompts[row] for row in rows]
+        batch_tokens = greedy_answers(speaker.model, speaker.stops, batch, token_room)
+        for row, tokens in zip(rows, batch_tokens, strict=True):
+            is_complete = bool(tokens) and tokens[-1] in speaker.stops
+            text = speaker.decode(tokens[:-1] if is_complete else tokens).strip()
+            answers[row] = text if is_complete else f"{text} …"
     return answers

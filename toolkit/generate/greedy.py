@@ -14,6 +14,8 @@ import torch
 
 from toolkit.checkpoint.forward import log_probabilities_alone, without_cache
 from toolkit.checkpoint.probe_documents import probe_documents
+from toolkit.generate.logits import check_logits, temper_logits
+from toolkit.library_errors import is_out_of_memory
 
 TokenChoice = Callable[[torch.Tensor, Sequence[int], int], torch.Tensor]
 """The next tokens, `[B]`, given logits `[B, V]`, the number of the prompt of each row, and how many
@@ -51,7 +53,7 @@ def drawn_answers(
         draws = torch.tensor([units(row, place) for row in rows], dtype=torch.float64)
         # Where the cumulated probability first exceeds the draw; float64, since with a vocabulary
         # of 100,000 the steps of rare tokens would be lost in float32 sums.
-        edges = (logits.double().cpu() / temperature).softmax(dim=1).cumsum(dim=1)
+        edges = temper_logits(logits.double().cpu(), temperature).cumsum(dim=1)
         chosen = torch.searchsorted(edges, draws[:, None] * edges[:, -1:], right=True)[:, 0]
         return chosen.clamp(max=logits.shape[1] - 1).to(logits.device)
 
@@ -80,6 +82,9 @@ def grow_answers(
 
     Returns:
         Tokens of each answer; the last is a stop where the model came to an end.
+
+    Raises:
+        EvaluationError: the model gives logits that no token can be taken from.
     """
     if _answers_together(model):
         return grow_together(model, stops, prompts, new_tokens, choose, drop_ended=drop_ended)
@@ -108,7 +113,7 @@ def _grow_alone(
     while len(answer) < new_tokens and not (answer and answer[-1] in stops):
         inputs = torch.tensor([[*prompt, *answer]], device=device)
         logits = model(**without_cache(model, {"input_ids": inputs})).logits
-        answer.append(int(choose(logits[:, -1], [0], len(answer))[0]))
+        answer.append(int(choose(check_logits(logits[:, -1]), [0], len(answer))[0]))
     return answer
 
 
@@ -127,7 +132,10 @@ def _answers_together(model: Any) -> bool:
                 _shortfall(model, prompt, answer) <= (1e-3 if is_exact else 0.25)
                 for prompt, answer in zip(prompts, answers, strict=True)
             )
-        except Exception:  # whatever an architecture's own code raises
+        except Exception as error:  # whatever an architecture's own code raises
+            # Says nothing of the architecture: another time there may be room.
+            if is_out_of_memory(error):
+                return False
             _TOGETHER[model] = False
     return _TOGETHER[model]
 
@@ -182,7 +190,7 @@ def grow_together(
             **last_only,
         )
         cache = output.past_key_values
-        chosen_tokens = choose(output.logits[:, -1], batch_rows, place)
+        chosen_tokens = choose(check_logits(output.logits[:, -1]), batch_rows, place)
         for row, token in zip(batch_rows, chosen_tokens.tolist(), strict=True):
             if row in growing_rows:
                 answers[row].append(token)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toolkit.errors import ConfigError, EvaluationError
+from toolkit.errors import ConfigError
 from toolkit.generate.chat_model import Message, Speaker
+from toolkit.generate.logits import check_logits, temper_logits
 from toolkit.library_errors import computing
 
 
@@ -45,7 +46,7 @@ def stream_answer(
 
     Raises:
         ConfigError: the prompt leaves no room for an answer.
-        EvaluationError: the model gives logits that are not numbers.
+        EvaluationError: the model gives logits that no token can be taken from.
     """
     prompt_tokens = speaker.encode(messages)
     token_room = speaker.most_tokens - len(prompt_tokens)
@@ -87,8 +88,8 @@ def _next_tokens(
             input_ids = torch.tensor([inputs], device=device)
             output = model(input_ids=input_ids, past_key_values=cache, use_cache=True)
             # Drawn on the CPU: there a seed gives the same tokens whatever device computes.
-            logits = output.logits[0, -1].float().cpu()
-        token = pick(logits, settings, generator)
+            logits = output.logits[:, -1].float().cpu()
+        token = pick(check_logits(logits)[0], settings, generator)
         if token in speaker.stops:
             return
         yield token
@@ -99,17 +100,10 @@ def _next_tokens(
 
 
 def pick(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> int:
-    """The next token, from logits `[V]`.
-
-    Raises:
-        EvaluationError: a logit is not a number.
-    """
-    if bool(logits.isnan().any()):
-        raise EvaluationError("the model's logits are not numbers; its weights are damaged.")
+    """The next token, from sound logits `[V]`."""
     if settings.temperature == 0.0:
         return int(logits.argmax())
-    scaled_logits = logits / settings.temperature
-    probabilities, token_order = scaled_logits.softmax(0).sort(descending=True)
+    probabilities, token_order = temper_logits(logits, settings.temperature).sort(descending=True)
     # Everything before the share is reached, and the token that reaches it.
     probabilities[probabilities.cumsum(0) - probabilities >= settings.top_p] = 0.0
     return int(token_order[torch.multinomial(probabilities, 1, generator=generator)])

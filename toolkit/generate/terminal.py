@@ -8,6 +8,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from toolkit.errors import CheckpointError, ConfigError
 from toolkit.generate.chat_model import Message, Speaker
 from toolkit.generate.stream import SamplingSettings, stream_answer
 from toolkit.progress import console, say
@@ -99,15 +100,17 @@ def run_chat(
             messages = list(opening_messages)
             say("A new chat.")
         elif line:
-            messages.append({"role": "user", "content": line})
-            forget_oldest(speaker, messages, len(opening_messages), settings.new_tokens)
+            # A list of its own: what finds no answer is not said, and makes nothing forgotten.
+            asked_messages: list[Message] = [*messages, {"role": "user", "content": line}]
             try:
-                answer = show_answers([speaker], messages, settings)[0]
+                forget_oldest(speaker, asked_messages, len(opening_messages), settings.new_tokens)
+                answer = show_answers([speaker], asked_messages, settings)[0]
             except KeyboardInterrupt:  # ends this answer, not the chat
                 say("\n(stopped)")
-                messages.pop()
-                continue
-            messages.append({"role": "assistant", "content": answer.strip()})
+            except (ConfigError, CheckpointError) as error:  # of this line, or of the template
+                say(f"({error})")
+            else:
+                messages = [*asked_messages, {"role": "assistant", "content": answer.strip()}]
 
 
 def forget_oldest(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.config import ShapeSection, shape_of_folder
+from toolkit.checkpoint.read import lacks_shards
 from toolkit.data.config import ArtifactSection
 from toolkit.errors import EvaluationError, ToolkitError
 from toolkit.pipeline.run import Run
@@ -22,7 +23,7 @@ from toolkit.plan.surprise import Surprise, cut_pieces, measure_surprise
 from toolkit.plan.words import FolderTokenizer
 from toolkit.recipe.model import ModelSection, shape_of
 from toolkit.recipe.schema import Recipe
-from toolkit.stage import load_json
+from toolkit.stage import MANIFEST, load_json
 
 if TYPE_CHECKING:
     from toolkit.plan.speed import Speed
@@ -119,7 +120,7 @@ def _locate(run: Run, model: ModelSection, name: str) -> Located:
 def _to_be_made(run: Run, model: ModelSection, name: str) -> Located:
     """A mixture of experts or a model from scratch: its measures and its tokenizer are known."""
     made_folder = run.root / name
-    if (made_folder / "manifest.json").is_file():
+    if (made_folder / MANIFEST).is_file():
         return Located.in_folder(made_folder)
     tokenizer_model = Located()
     why = "the model is not made yet: it was not tried"
@@ -135,7 +136,7 @@ def _other_run(run: Run, name: str) -> Located:
     """The specialist of another recipe; before it is trained its general model stands in."""
     other_run = Run.open(name, run.runs)
     specialist = other_run.root / "cpt"
-    if (specialist / "manifest.json").is_file():
+    if (specialist / MANIFEST).is_file():
         return Located.in_folder(specialist)
     general = locate_model(other_run)
     why = f"{name} is not trained yet: its general model stands in for its specialist"
@@ -146,7 +147,7 @@ def _packaged(run: Run, model: ModelSection, artifact: ArtifactSection, name: st
     from toolkit.pipeline.models import ensure_model
     from toolkit.plan.sample import is_fetched
 
-    if not (run.root / name / "manifest.json").is_file() and not is_fetched(artifact, 20.0):
+    if not (run.root / name / MANIFEST).is_file() and not is_fetched(artifact, 20.0):
         return Located(
             model.shape,
             why=f"{artifact.package} {artifact.version} is not in the cache and could not be "
@@ -194,15 +195,6 @@ def fetch_small_files(name: str, revision: str | None) -> Path | None:
         if (Path(snapshot) / "config.json").is_file():
             return Path(snapshot)
     return None
-
-
-def lacks_shards(folder: Path) -> bool:
-    """Whether shards that the index names are missing."""
-    index_file = folder / "model.safetensors.index.json"
-    if not index_file.is_file():
-        return False
-    shard_names = set(load_json(index_file)["weight_map"].values())
-    return not all((folder / name).is_file() for name in shard_names)
 
 
 def measure_model(

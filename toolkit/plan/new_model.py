@@ -11,10 +11,11 @@ import yaml
 
 from toolkit.checkpoint.load import load_model_config
 from toolkit.checkpoint.models import has_tokenizer
+from toolkit.checkpoint.read import lacks_shards
 from toolkit.checkpoint.references import name_siblings
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.load_yaml import read_object, read_text
-from toolkit.plan.model import Located, fetch_small_files, lacks_shards
+from toolkit.plan.model import Located, fetch_small_files
 from toolkit.plan.words import FolderTokenizer
 from toolkit.tokenizer_files import has_chat_template
 

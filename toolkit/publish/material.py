@@ -11,7 +11,7 @@ from toolkit.checkpoint.wrapped import opened_by
 from toolkit.load_yaml import load_yaml
 from toolkit.publish.card import CardFacts
 from toolkit.publish.config import Format, ParentSection, PublishSection
-from toolkit.publish.licenses import Parent, merged_license
+from toolkit.publish.licenses import Parent, license_id, merged_license
 from toolkit.publish.public import parents_of, public_merge, public_reference, to_yaml
 from toolkit.publish.settings import source_facts, training_facts
 from toolkit.recipe.model import ModelSection, SpecialistSection
@@ -80,28 +80,33 @@ def find_parents(
         revision=own.revision,
         license=own.license or inherited,
         is_published=own.name is not None,
+        trained_from=start or general.role,
     )
     if recipe.specialist is not None:
         specialist = _finished_parent("specialist", recipe.specialist, own, repository, general)
     several = [
-        _finished_parent(name, section, ParentSection(), repository, general)
-        for name, section in recipe.specialists.items()
+        _finished_parent(
+            name, finished, section.parents.get(name, ParentSection()), repository, general
+        )
+        for name, finished in recipe.specialists.items()
     ]
-    return (
-        general,
-        *(several or [specialist]),
-        *(
-            Parent(
-                role=name,
-                name=model.name or model.hub or name,
-                revision=model.revision,
-                license=model.license,
-                is_published=(model.name or model.hub) is not None,
-                origin=_origin(model),
-            )
-            for name, model in recipe.models.items()
-            if name in others
-        ),
+    further = [
+        _further_parent(name, model, section.parents.get(name, ParentSection()))
+        for name, model in recipe.models.items()
+        if name in others
+    ]
+    return (general, *(several or [specialist]), *further)
+
+
+def _further_parent(role: str, model: ModelSection, own: ParentSection) -> Parent:
+    name = own.name or model.name or model.hub
+    return Parent(
+        role=role,
+        name=name or role,
+        revision=own.revision or model.revision,
+        license=own.license or model.license,
+        is_published=name is not None,
+        origin=_origin(model),
     )
 
 
@@ -131,6 +136,7 @@ def _finished_parent(
         license=own_license or (general.license if section.run is not None else None),
         is_published=name is not None,
         origin=origin,
+        trained_from=general.role if section.run is not None else None,
     )
 
 
@@ -145,8 +151,8 @@ def _origin(model: ModelSection) -> str:
 
 def parent_section(section: PublishSection, parent: Parent) -> ParentSection:
     """What the recipe says of a parent."""
-    known_sections = {"general": section.general, "specialist": section.specialist}
-    return known_sections.get(parent.role, ParentSection())
+    main_sections = {"general": section.general, "specialist": section.specialist}
+    return {**section.parents, **main_sections}.get(parent.role, ParentSection())
 
 
 def card_facts(
@@ -172,7 +178,7 @@ def card_facts(
         description=recipe.description,
         parents=parents,
         merged_license=merged_license(parents)[0],
-        license=(section.license, section.license_name, section.license_link),
+        license=(license_id(section.license), section.license_name, section.license_link),
         language=section.language,
         sources=source_facts(
             recipe.data.sources, section, data_manifest.get("results", {}).get("sources", {})

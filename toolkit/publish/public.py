@@ -127,9 +127,13 @@ def public_recipe(
         known = section.sources.get(source_name)
         if known is not None and known.dataset is not None and "files" in source:
             source["files"] = [known.dataset]
-    for role in ("general", "specialist"):
+    # Where workers met changes no merge, and its URL may hold a password.
+    plain_recipe.get("search", {}).pop("storage", None)
+    published = plain_recipe.get("publish", {})
+    main_parents = (published.get(role, {}) for role in ("general", "specialist"))
+    for parent_values in (*main_parents, *published.get("parents", {}).values()):
         for file_key in ("license_file", "notice_file"):
-            plain_recipe.get("publish", {}).get(role, {}).pop(file_key, None)
+            parent_values.pop(file_key, None)
     return dict(plain_recipe)
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import CHAT_TEMPLATE, paragraph
 from tests.helpers.gguf_models import LLAMA_3
-from toolkit.checkpoint.gguf.compare import TEXT, compare_gguf
+from toolkit.checkpoint.gguf.compare import TEXT, _compare_entries, compare_gguf
 from toolkit.checkpoint.gguf.tensors import permute_rows
 from toolkit.checkpoint.gguf.vocabulary import read_vocabulary
 from toolkit.checkpoint.gguf.write import export_gguf
@@ -173,3 +173,16 @@ def test_a_damaged_file_is_seen(tmp_path: Path, make_model: Callable[..., Path])
     path.write_bytes(data)
     assert not compare_gguf(model, path).is_exact
     assert len(TEXT) > 100
+
+
+def test_entries_that_are_no_numbers_are_no_agreement(tmp_path: Path):
+    own = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0, 2.0])}
+    assert _compare_entries(tmp_path, own, own) == (0.0, 0.0, 0.0, "b")
+    halved = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0, 1.0])}
+    largest, relative, worst_relative, worst = _compare_entries(tmp_path, own, halved)
+    assert (largest, worst_relative, worst) == (1.0, 0.5, "b")
+    assert relative == pytest.approx((1 / 29) ** 0.5)  # 9 + 16 + 4
+    spoiled = {**own, "a": torch.tensor([3.0, float("nan")])}
+    for pair in ((own, spoiled), (spoiled, own), (spoiled, spoiled)):
+        with pytest.raises(CheckpointError, match="a holds NaN or infinity"):
+            _compare_entries(tmp_path, *pair)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,24 @@ def compare_gguf(folder: Path, path: Path) -> GgufComparison:
     _compare_tokens(path, tokenizer, tokenizer_by_transformers(path))
     # Others' readers first: what they make of the file decides whether our own figures mean
     # anything.
+    readers, llama_cpp_divergence = _ask_other_readers(folder, path, config, reloaded, tokenizer)
+    largest, relative, worst_relative, worst = _compare_entries(
+        path, original.state_dict(), reloaded.state_dict()
+    )
+    divergence, same = _compare_logits(_logits(original, tokenizer), _logits(reloaded, tokenizer))
+    return GgufComparison(
+        largest, relative, worst, worst_relative, divergence, same, readers, llama_cpp_divergence
+    )
+
+
+def _ask_other_readers(
+    folder: Path, path: Path, config: Any, reloaded: Any, tokenizer: Any
+) -> tuple[tuple[str, ...], float | None]:
+    """The readers that make the same of the file, and llama.cpp's divergence where it is here."""
     readers, llama_cpp_divergence = [], None
     if (by_transformers := load_by_transformers(path, config)) is not None:
         _compare_states(path, by_transformers.state_dict(), reloaded.state_dict())
+        del by_transformers  # a third model in float32
         readers.append("transformers")
     if has_llama_cpp():
         llama_cpp_divergence = _compare_with_llama_cpp(path, reloaded, tokenizer)
@@ -98,30 +114,33 @@ def compare_gguf(folder: Path, path: Path) -> GgufComparison:
             "itself could tell whether its file is right. Install it (pip install "
             "'cpt-toolkit[llama]'), or publish the model as safetensors."
         )
-    reloaded_state = reloaded.state_dict()
+    return tuple(readers), llama_cpp_divergence
+
+
+def _compare_entries(
+    path: Path, own_state: dict[str, Tensor], reloaded_state: dict[str, Tensor]
+) -> tuple[float, float, float, str]:
+    """Largest and relative difference of all entries, and of the tensor that differs most the
+    relative one and its name."""
     largest_error = squared_total = squared_norm = 0.0
     worst_tensor = (0.0, "")
-    for name, own in original.state_dict().items():
+    for name, own in own_state.items():
         if name not in reloaded_state or reloaded_state[name].shape != own.shape:
             raise CheckpointError(f"{path.name}: {name} is not in it as the model has it.")
         # Double: sums of squares over hundreds of millions of entries lose digits in float32.
         difference = (reloaded_state[name] - own).double()
         squared_error, size = float(difference.square().sum()), float(own.double().square().sum())
+        # No comparison with NaN holds, so that it would count as no difference at all.
+        if not math.isfinite(squared_error):
+            raise CheckpointError(
+                f"{path.name}: {name} holds NaN or infinity in it or in the model, so that they "
+                "cannot be compared; mend the model, or write the file again."
+            )
         largest_error = max(largest_error, float(difference.abs().max()))
         squared_total, squared_norm = squared_total + squared_error, squared_norm + size
         worst_tensor = max(worst_tensor, ((squared_error / size) ** 0.5 if size else 0.0, name))
-    divergence, same = _compare_logits(_logits(original, tokenizer), _logits(reloaded, tokenizer))
     relative_error = (squared_total / squared_norm) ** 0.5 if squared_norm else 0.0
-    return GgufComparison(
-        largest_error,
-        relative_error,
-        worst_tensor[1],
-        worst_tensor[0],
-        divergence,
-        same,
-        tuple(readers),
-        llama_cpp_divergence,
-    )
+    return largest_error, relative_error, *worst_tensor
 
 
 def _compare_states(path: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:

@@ -57,6 +57,7 @@ def _check(path: Path, file: IO[bytes], size: int) -> dict[str, object]:
     for _ in range(num_values):
         value_name = _text(file, size)
         values[value_name] = _value(file, _number(file, "<I"), size, 0)
+    tensors: list[tuple[str, int, int]] = []
     for _ in range(num_tensors):
         name = _text(file, size)
         num_dimensions = _number(file, "<I")
@@ -68,14 +69,30 @@ def _check(path: Path, file: IO[bytes], size: int) -> dict[str, object]:
             # Python's integers: in 64 bits the product of damaged sizes may wrap around to a small
             # one.
             num_entries *= _number(file, "<Q")
-        _number(file, "<I")
-        # One bit an entry is less than any kind takes.
-        if num_entries > 8 * size or _number(file, "<Q") > size:
+        num_bytes = _least_bytes(num_entries, kind=_number(file, "<I"))
+        tensors.append((name, _number(file, "<Q"), num_bytes))
+    alignment = values.get("general.alignment")
+    if not isinstance(alignment, int) or alignment < 1:
+        alignment = 32  # as ggml has it where the file does not say it
+    data_start = -(-file.tell() // alignment) * alignment
+    for name, offset, num_bytes in tensors:
+        if data_start + offset + num_bytes > size:
             raise CheckpointError(
-                f"{path.name}: {name} is larger than the file of {size:,} bytes; {_AGAIN}."
+                f"{path.name}: {name} ends at byte {data_start + offset + num_bytes:,} of a file "
+                f"of {size:,} bytes; {_AGAIN}."
             )
     _check_counts(path, values, num_tensors, size)
     return values
+
+
+def _least_bytes(num_entries: int, kind: int) -> int:
+    """How many bytes entries take; of a kind that is not known at least, at one bit each."""
+    import gguf
+
+    if kind not in gguf.GGML_QUANT_SIZES:
+        return num_entries // 8
+    block_entries, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    return int(num_entries // block_entries * block_bytes)
 
 
 def _check_counts(path: Path, values: dict[str, object], num_tensors: int, size: int) -> None:
