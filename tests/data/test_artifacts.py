@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from toolkit import machine
-from toolkit.data.artifacts import extract_member, fetch_artifact, open_members
+from toolkit.data.artifacts import _other_hash, extract_member, fetch_artifact, open_members
 from toolkit.data.config import ArtifactSection
 from toolkit.errors import DataError
 from toolkit.stage import hash_bytes
@@ -120,3 +120,35 @@ def test_what_is_no_archive_is_an_error(tmp_path: Path):
 def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path))
     assert machine.cache_folder() == tmp_path
+
+
+def test_of_members_of_one_name_the_last_counts(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("b.txt", "former")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("b.txt", "latter")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for content in (b"former", b"latter"):
+            info = tarfile.TarInfo("b.txt")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    for name in ("a.zip", "a.tar"):
+        assert read_members(tmp_path / name, "*") == [("b.txt", b"latter")]
+        assert extract_member(tmp_path / name, "b.txt", tmp_path).read_bytes() == b"latter"
+
+
+def test_names_in_tar_files_may_be_of_another_encoding(tmp_path: Path):
+    with tarfile.open(
+        tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT, encoding="latin-1"
+    ) as tar:
+        tar.addfile(tarfile.TarInfo("caf\u00e9.txt"), io.BytesIO())
+    ((name, _),) = read_members(tmp_path / "a.tar", "*")
+    assert name == "caf\\xe9.txt"
+
+
+def test_only_a_hash_that_differs_is_called_so():
+    assert _other_hash("ERROR: No matching distribution found for xxhash==1") is None
+    differs = (
+        "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM ...\n  Expected sha256 a\n  Got  b"
+    )
+    assert _other_hash(differs) == "b"

@@ -86,3 +86,18 @@ def test_a_missing_shard_is_named(tmp_path: Path):
     (tmp_path / "tokens/a.npy").write_bytes(b"damaged")
     with pytest.raises(ToolkitError, match=r"tokens/a\.npy: is missing or damaged"):
         Blocks.open(tmp_path).stages[0].read([0])
+
+
+def test_a_missing_pack_is_named(tmp_path: Path):
+    (stage,) = make_blocks(tmp_path, {"a": [[5, 6, 7]]}, 8).stages
+    missing = next((tmp_path / "packs").glob("*.start.npy"))
+    missing.unlink()
+    with pytest.raises(ToolkitError, match=f"{missing.name}: is missing or damaged"):
+        stage.read([0])
+
+
+def test_a_share_that_cannot_be_raised_is_said_as_it_is(tmp_path: Path):
+    (stage,) = make_blocks(tmp_path, {"a": [[5] * 7] * 4}, 8).stages
+    # Nothing else is there to come in place of what would be less.
+    assert stage.raise_share(0, ["none such"], 2.0) == 0.0
+    assert stage.raise_share(0, ["a"], 0.5) == 1.0

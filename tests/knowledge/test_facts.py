@@ -95,3 +95,11 @@ def test_whom_documents_are_about():
 def test_other_languages_are_told_from_tables():
     assert not is_english("Les ventes ont progressé de deux pour cent au cours de cet exercice.")
     assert is_english("Net Sales | 2025 | 2024\nBeauty | $13,214 | $13,173")
+
+
+def test_a_table_that_is_referred_to_is_no_name():
+    assert not [
+        f
+        for f in facts_of("The plants of the group are listed in Table Mountain.")
+        if f.kind == "name"
+    ]

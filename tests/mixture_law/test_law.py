@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -260,6 +262,40 @@ def test_runs_must_have_a_start_and_the_same_documents():
         split_runs([other, *runs])
 
 
+def test_runs_must_have_the_same_roles():
+    start, run = (read_run(row_of(World(11).run(share)), "x") for share in (None, 0.5))
+    with pytest.raises(ConfigError, match="in other roles"):
+        split_runs([start, replace(run, roles=run.roles[::-1])])
+
+
+def test_only_the_last_line_may_be_cut_and_rates_may_be_texts(tmp_path: Path):
+    path = tmp_path / "runs.jsonl"
+    line = json.dumps({**row_of(World(10).run(0.5)), "rate": "1e-4"})
+    path.write_text(f"{line}\n{line[:40]}", encoding="utf-8")
+    assert len(load_runs(path, 1e-4)) == 1
+    path.write_text(f"{line}\n{line[:40]}\n{line}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"runs\.jsonl:2: .*make the run again"):
+        load_runs(path)
+    path.write_text(json.dumps({"rate": "fast"}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"runs\.jsonl:1: rate: must be a number \(got 'fast'\)"):
+        load_runs(path)
+
+
+def test_the_safe_share_is_the_first_that_the_bound_breaks():
+    # Within the bound up to a share of 0.4 and again from 0.8 on.
+    def at(shares: Any, _amounts: Any) -> Any:
+        return np.where((shares > 0.4) & (shares < 0.8), 1.0, 0.0)[None, :].repeat(3, axis=0)
+
+    part = SimpleNamespace(at=at, grid=SimpleNamespace(middle=1.0))
+    law: Any = SimpleNamespace(
+        range=(0.2, 1.0),
+        general=part,
+        start_general=np.zeros(3),
+        parts=lambda: [(role, part, np.zeros(3)) for role in ("domain", "general")],
+    )
+    assert largest_share(law, 0.5).safe_share == pytest.approx(0.4, abs=0.01)
+
+
 def test_what_is_shown():
     world = World(12)
     law = world.law()
@@ -283,7 +319,7 @@ def test_what_is_shown():
     [
         (0.002, 0.04, ("Up to a domain share of", "the law itself reaches it at")),
         (0.02, None, ("stays below it up to the largest share that was measured, 1",)),
-        (0.03, 0.04, ("No measured share is sure to stay within a rise of 0.04",)),
+        (0.03, 0.04, ("Not even the smallest share to stay within a rise of 0.04",)),
     ],
 )
 def test_the_answer_in_words(noise: float, tolerance: float | None, words: tuple[str, ...]):

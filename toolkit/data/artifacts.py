@@ -79,10 +79,10 @@ def _pip_download(artifact: ArtifactSection, folder: Path) -> Path:
         # pip's own check, made again: an index that serves another file under a pinned hash would
         # be caught here.
         return fetched_files[0]
-    if "DO NOT MATCH THE HASHES" in pip_result.stderr or "hash" in pip_result.stderr.lower():
-        lines = map(str.strip, pip_result.stderr.splitlines())
-        hashes = (line.split()[-1] for line in lines if line.startswith("Got"))
-        found_hash = next(hashes, "(not said)")
+    found_hash = _other_hash(pip_result.stderr)
+    if pip_result.returncode == 0 and len(fetched_files) == 1:
+        found_hash = hash_file(fetched_files[0])
+    if found_hash is not None:
         raise DataError(
             f"{pinned_package}: the file on the index has sha256 {found_hash}, "
             f"the recipe pins {artifact.sha256}; correct the recipe, or distrust the index."
@@ -94,6 +94,14 @@ def _pip_download(artifact: ArtifactSection, folder: Path) -> Path:
         f"{pinned_package}: is not in the cache and pip cannot fetch it ({reason}). "
         f"Connect to a package index and run again, or put the file into {_cache_name(artifact)}."
     )
+
+
+def _other_hash(pip_output: str) -> str | None:
+    """The hash that pip found in place of the pinned one; None where it says no such thing."""
+    if "DO NOT MATCH THE HASHES" not in pip_output:
+        return None
+    found_lines = (line.split() for line in pip_output.splitlines())
+    return next((words[-1] for words in found_lines if words[:1] == ["Got"]), "(not said)")
 
 
 def _cache_name(artifact: ArtifactSection) -> str:
@@ -172,9 +180,11 @@ def list_members(archive: Path) -> list[str]:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
-                return [name for name in opened.namelist() if not name.endswith("/")]
-        with _open_tar(archive) as tar:
-            return [member.name for member in tar if member.isfile()]
+                names = [name for name in opened.namelist() if not name.endswith("/")]
+        else:
+            with _open_tar(archive) as tar:
+                names = list(_tar_files(tar))
+        return list(dict.fromkeys(names))
     except ARCHIVE_ERRORS as error:
         raise DataError(f"{archive.name}: cannot be read as an archive ({error}).") from error
 
@@ -189,6 +199,21 @@ def _open_tar(archive: Path) -> Iterator[tarfile.TarFile]:
         yield tar
 
 
+def _tar_files(tar: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+    """Files by name; links and devices are passed over: only regular files are ever read.
+
+    What was added again under one name takes the place of the former, as when it is unpacked.
+    """
+    members = {}
+    for member in tar:
+        if member.isfile():
+            # Bytes that are not UTF-8 are half characters in Python, which no id or file takes.
+            name_bytes = member.name.encode("utf-8", "surrogateescape")
+            member.name = name_bytes.decode("utf-8", "backslashreplace")
+            members[member.name] = member
+    return members
+
+
 def _members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
@@ -196,8 +221,9 @@ def _members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
         return
     with _open_tar(archive) as tar:
         # Sorted by name, as documents get their ids from the order; a tar file has any.
-        # Links and devices are passed over: only regular files are ever read.
-        matching_members = [m for m in tar if m.isfile() and fnmatch.fnmatchcase(m.name, pattern)]
+        matching_members = [
+            member for name, member in _tar_files(tar).items() if fnmatch.fnmatchcase(name, pattern)
+        ]
         for member in matching_members:
             if member.size > MAX_MEMBER_BYTES:
                 raise DataError(
@@ -229,7 +255,8 @@ def _zip_members(
     archive: zipfile.ZipFile, name: str, size: int, pattern: str
 ) -> Iterator[tuple[str, IO[bytes]]]:
     """Matching members of a zip file of so many bytes; members may share bytes, and lie."""
-    member_names = sorted(archive.namelist())
+    # Each name once: of several members of one name, the archive gives the last.
+    member_names = sorted(set(archive.namelist()))
     matching_names = [
         n for n in member_names if fnmatch.fnmatchcase(n, pattern) and not n.endswith("/")
     ]

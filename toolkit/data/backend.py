@@ -43,7 +43,9 @@ class Backend:
         self.cuts_words = can_cut_words(settings)
         self.table = ChunkTable(self._encode_chunks, np.int32)
         self._pieces = Table(self._encode_pieces, np.int32)
-        self._num_bytes = np.zeros(self._core.get_vocab_size() + 1, np.int64)
+        # Ids may have gaps, so the largest one counts.
+        largest_id = max(self._core.get_vocab().values(), default=0)
+        self._num_bytes = np.zeros(largest_id + 1, np.int64)
         for text, number in self._core.get_vocab(with_added_tokens=False).items():
             self._num_bytes[number] = len(text)  # a sign a byte, in byte-level vocabularies
         for number, token in self._core.get_added_tokens_decoder().items():

@@ -106,6 +106,21 @@ class BlocksTable:
     stages: list[StageEntry]
 
 
+def _load_array(path: Path) -> NDArray[Any]:
+    """
+    Raises:
+        DataError: it is not there, or is no array.
+    """
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: is missing or damaged ({error}); remove the data folder and run the stage "
+            "again."
+        ) from error
+    return array
+
+
 class _SourceTokens:
     """The token shards of one source, opened when first read."""
 
@@ -133,13 +148,7 @@ class _SourceTokens:
         if name not in self._open:
             if len(self._open) > 256:  # of thousands of shards, the system limits open files
                 self._open.clear()
-            try:
-                self._open[name] = np.load(self._folder / name, mmap_mode="r")
-            except (OSError, ValueError) as error:
-                raise DataError(
-                    f"{self._folder / name}: is missing or damaged ({error}); remove the data "
-                    "folder and run the stage again."
-                ) from error
+            self._open[name] = _load_array(self._folder / name)
         return self._open[name]
 
 
@@ -270,8 +279,9 @@ class StageBlocks:
             ):
                 new_counts[number] = count
         # Where one side has no blocks to come, its part goes to nobody: then all stays as it was.
-        if sum(new_counts) == positions_left and wanted:
-            self._mixtures.append(_Mixture(position, used, new_counts))
+        if sum(new_counts) != positions_left or not wanted:
+            return rest_of_raised / positions_left
+        self._mixtures.append(_Mixture(position, used, new_counts))
         return wanted / positions_left
 
     def _place(self, position: int) -> tuple[int, int]:
@@ -295,7 +305,7 @@ class StageBlocks:
     def _table(self, pack: str) -> tuple[NDArray[Any], ...]:
         if pack not in self._tables:
             self._tables[pack] = tuple(
-                np.load(self._folder / f"{pack}.{name}.npy", mmap_mode="r")
+                _load_array(self._folder / f"{pack}.{name}.npy")
                 for name in ("start", "length", "first")
             )
         return self._tables[pack]
@@ -342,7 +352,7 @@ def find_seen_tokens(folder: Path, num_tokens: int) -> NDArray[np.bool_]:
     is_seen[table.separator] = True
     for entry in table.sources.values():
         for name, _ in entry.shards:
-            is_seen[np.unique(np.load(folder / name, mmap_mode="r"))] = True
+            is_seen[np.unique(_load_array(folder / name))] = True
     return is_seen
 
 

@@ -134,7 +134,8 @@ def _cut(
     num_tokens: int,
     cut_to: int | None,
 ) -> EvaluationDocument:
-    if cut_to is not None and num_tokens > cut_to:
+    # A conversation is scored by its messages, so its text stays whole as they do.
+    if cut_to is not None and num_tokens > cut_to and not document.messages:
         # Cut by characters and counted again: the text's own tokens at the cut may join otherwise.
         _, offsets = tokenizer.encode(document.text)
         document = replace(document, text=document.text[: offsets[cut_to - 1][1]])

@@ -259,7 +259,8 @@ def _parquet(stream: IO[bytes], name: str) -> Iterator[DocumentRow]:
             for fields in batch.to_pylist():
                 number += 1
                 yield DocumentRow(f"#{number:06d}", f"{name}:{number}", fields)
-    except (pa.ArrowException, OSError) as error:
+    # Values that Python has no room for, such as times beyond the year 9999, are of the last two.
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's own
         # Arrow's errors have many lines; an OSError without a number is damage to all callers.

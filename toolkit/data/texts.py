@@ -294,7 +294,11 @@ _COLUMNS = ("split", "open_to", "order", "num_bytes", "exact")
 
 
 def load_index(folder: Path, num_shards: list[int]) -> TextIndex:
-    """Gather the shards' `.npz`; signatures, most of the bytes, go to one mapped file."""
+    """Gather the shards' `.npz`; signatures, most of the bytes, go to one mapped file.
+
+    Raises:
+        DataError: there is no shard.
+    """
     parts: dict[str, list[NDArray[Any]]] = {
         name: [] for name in ("source", "shard", "row", *_COLUMNS)
     }
@@ -311,6 +315,11 @@ def load_index(folder: Path, num_shards: list[int]) -> TextIndex:
                 signature = columns["signature"]
                 num_hashes = signature.shape[1]
                 signature.tofile(signatures_file)
+    if not parts["source"]:
+        raise DataError(
+            "data: no source holds a document; check their files and, where damage is skipped, "
+            "what was damaged."
+        )
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
     shape = len(arrays["split"]), num_hashes
     signature = (

@@ -96,7 +96,8 @@ class TokenTable:
 
     @property
     def num_targets(self) -> int:
-        """Targets of all documents: their tokens, and the separator behind each."""
+        """What shares of a mixture are measured in: the tokens of all documents, and the separator
+        behind each; of conversations also those tokens that are no targets of the loss."""
         return int((self.num_tokens + 1).sum())
 
     def take(self, which: NDArray[Any]) -> TokenTable:
@@ -216,7 +217,7 @@ def _write_shard(task: _ShardTask) -> tuple[str, int]:
         targets[places] = is_target
         _save_array(task.file(".targets.npy"), targets)
     with write_atomically(task.file(".npz"), "wb") as file:
-        np.savez(file, rows=task.rows, clean=is_clean, lengths=lengths, largest=flat.max())
+        np.savez(file, rows=task.rows, clean=is_clean, lengths=lengths, largest=flat.max(initial=0))
     # Last, as the hashes vouch for the shard's other files.
     write_json(task.sums_file, _hash_files(task))
     return task.path.name, task.shard

@@ -6,6 +6,8 @@ blank has a form, such as `$### million`, and answers of one form stand in for e
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,7 +91,7 @@ _NO_NAMES = frozenset(
         "Exhibit",
         "Section",
         "Appendix",
-        "NamedTable",
+        "Table",
         "Figure",
         "Chapter",
         "Agreement",
@@ -157,6 +159,7 @@ class Corpus:
         self.lower_words: set[str] = set()
         self.word_documents: Counter[str] = Counter()
         self._texts_by_group: dict[str, list[str]] = defaultdict(list)
+        self._everywhere: dict[tuple[str, str], bool] = {}
         for one in documents:
             words = re.findall(r"[A-Za-z][A-Za-z'’-]*", one.document.text)
             self.lower_words.update(word for word in words if word.islower())
@@ -174,7 +177,12 @@ class Corpus:
         texts = self._texts_by_group[group]
         # Of a small group the share would be less than a document or two.
         most = max(3.0, _MOST_DOCUMENTS * len(texts))
-        return sum(answer in text for text in texts) > most
+        if (answer, group) not in self._everywhere:
+            holding_texts = (text for text in texts if answer in text)
+            # No more is looked for than tells it: one text more than may hold it.
+            num_holding = sum(1 for _ in itertools.islice(holding_texts, math.floor(most) + 1))
+            self._everywhere[answer, group] = num_holding > most
+        return self._everywhere[answer, group]
 
 
 def find_facts(

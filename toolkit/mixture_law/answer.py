@@ -39,8 +39,8 @@ class MixtureAnswer:
     Attributes:
         tolerance: rise of the general loss against the general model, bits per byte.
         share: domain share at which the law itself reaches it, within what was measured.
-        safe_share: up to which the one-sided 95 % bound of the rise stays within it; None where
-            that holds for no measured share.
+        safe_share: up to which, from the smallest that was measured, the one-sided 95 % bound of
+            the rise stays within it; None where that does not hold for the smallest.
         is_at_end: whether the safe share is the largest that was measured.
         domain_change, general_change: changes against the general model at the safe share, else at
             `share`.
@@ -83,8 +83,9 @@ def largest_share(law: Law, tolerance: float) -> MixtureAnswer:
     reached_share = float(shares[np.flatnonzero(median_rise <= tolerance)[-1]])
     # One-sided: a rise that is smaller than expected does no harm, so all 5 % lie above.
     upper_bound = np.quantile(general_rises, _LEVEL, axis=0)
-    safe_places = np.flatnonzero(upper_bound <= tolerance)
-    safe_share = float(shares[safe_places[-1]]) if len(safe_places) else None
+    # Up to the first share that breaks it: a bound that comes down again vouches for none between.
+    num_safe = int(np.argmax([*(upper_bound > tolerance), True]))
+    safe_share = float(shares[num_safe - 1]) if num_safe else None
     place = np.array([safe_share if safe_share is not None else reached_share])
     domain_change, general_change = (
         _estimate((fit.at(place, _amounts(law, place)) - start[:, None])[:, 0])
@@ -201,8 +202,9 @@ def sentences(law: Law, answer: MixtureAnswer) -> list[str]:
         reach_words = f"stays below it up to the largest share that was measured, {high:g}"
     if answer.safe_share is None:
         lines = [
-            f"No measured share is sure to stay within {limit_words} (95 % bound), though the law "
-            f"itself {reach_words}. Make more runs, or score more documents."
+            f"Not even the smallest share that was measured, {low:g}, is sure to stay within "
+            f"{limit_words} (95 % bound), though the law itself {reach_words}. Make more runs, or "
+            "score more documents."
         ]
     elif answer.is_at_end:
         lines = [

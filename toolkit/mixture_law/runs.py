@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.errors import ConfigError
 from toolkit.json_lines import parse_row
 from toolkit.load_yaml import read_text
 
@@ -50,7 +50,7 @@ class MixtureRun:
         share: share of domain text in its training tokens; None for the general model itself.
         tokens: number of tokens that it was trained on.
         domain, general: losses on validation documents.
-        ids: names of the documents, which all runs must have in common.
+        ids, roles: names of the documents and what they are for; all runs have them in common.
     """
 
     share: float | None
@@ -58,6 +58,7 @@ class MixtureRun:
     domain: Losses
     general: Losses
     ids: tuple[str, ...]
+    roles: tuple[Role, ...] = ()
 
     def losses(self, role: Role) -> Losses:
         """Of the documents of one role."""
@@ -112,7 +113,7 @@ def read_run(row: Mapping[str, Any], where: str) -> MixtureRun:
             )
         losses_by_role[role] = Losses(nats[of_role], sizes[of_role])
     domain, general = (losses_by_role[role] for role in ROLES)
-    return MixtureRun(share, tokens, domain, general, tuple(ids))
+    return MixtureRun(share, tokens, domain, general, tuple(ids), tuple(roles))
 
 
 def load_runs(path: Path, rate: float | None = None) -> list[MixtureRun]:
@@ -126,12 +127,19 @@ def load_runs(path: Path, rate: float | None = None) -> list[MixtureRun]:
         ConfigError: the file cannot be read, or holds several rates and none is chosen.
     """
     rows: list[tuple[str, Mapping[str, Any]]] = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    lines = read_text(path).split("\n")
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
         try:
-            rows.append((f"{path}:{number}", parse_row(line, str(path))))
-        except ToolkitError:
-            continue  # cut short by a kill
-    peak_rates = sorted({row["rate"] for _, row in rows if row.get("rate") is not None})
+            row = parse_row(line, where, ConfigError, "remove the line, or make the run again")
+        except ConfigError:
+            if number < len(lines):
+                raise
+            continue  # the last line has no end: cut short by a kill
+        rows.append((where, {**row, "rate": _read_rate(row, where)}))
+    peak_rates = sorted({row["rate"] for _, row in rows if row["rate"] is not None})
     if len(peak_rates) > 1 and rate is None:
         raise ConfigError(
             f"{path}: has runs of several learning rates "
@@ -140,10 +148,16 @@ def load_runs(path: Path, rate: float | None = None) -> list[MixtureRun]:
     if rate is not None and rate not in peak_rates:
         raise ConfigError(f"{path}: has no run of rate {rate:g}; rates: {peak_rates}.")
     return [
-        read_run(row, where)
-        for where, row in rows
-        if rate is None or row.get("rate") in {None, rate}
+        read_run(row, where) for where, row in rows if rate is None or row["rate"] in {None, rate}
     ]
+
+
+def _read_rate(row: Mapping[str, Any], where: str) -> float | None:
+    """YAML takes `1e-4` for a text, and who copies from one may give it as such."""
+    try:
+        return None if row.get("rate") is None else float(row["rate"])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: rate: must be a number (got {row['rate']!r}).") from error
 
 
 def split_runs(runs: Sequence[MixtureRun]) -> tuple[MixtureRun, list[MixtureRun]]:
@@ -159,10 +173,10 @@ def split_runs(runs: Sequence[MixtureRun]) -> tuple[MixtureRun, list[MixtureRun]
             "tolerated is a rise against them."
         )
     for run in runs:
-        if run.ids != general_model.ids:
+        if (run.ids, run.roles) != (general_model.ids, general_model.roles):
             raise ConfigError(
-                f"runs: share {run.share} was scored on other documents than the general model; "
-                "make its line anew."
+                f"runs: share {run.share} was scored on other documents than the general model, or "
+                "in other roles; make its line anew."
             )
     trained_runs = [run for run in runs if run.share is not None]
     return general_model, sorted(
