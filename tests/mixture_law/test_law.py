@@ -319,7 +319,7 @@ def test_what_is_shown():
     [
         (0.002, 0.04, ("Up to a domain share of", "the law itself reaches it at")),
         (0.02, None, ("stays below it up to the largest share that was measured, 1",)),
-        (0.03, 0.04, ("Not even the smallest share to stay within a rise of 0.04",)),
+        (0.03, 0.04, ("0.2, is sure to stay within a rise of 0.04 bits per byte",)),
     ],
 )
 def test_the_answer_in_words(noise: float, tolerance: float | None, words: tuple[str, ...]):
