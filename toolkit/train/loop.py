@@ -26,6 +26,7 @@ from toolkit.train.layout import IGNORED
 from toolkit.train.monitor import ForgettingMonitor, ScoreRoles
 from toolkit.train.packing_probe import settle_packing
 from toolkit.train.precision import settle_precision
+from toolkit.train.processes import exchanging
 from toolkit.train.rotary import RotaryByStage
 from toolkit.train.schedule import RunSchedule
 from toolkit.train.self_distillation import SelfDistillation
@@ -198,9 +199,8 @@ def _accumulate_gradients(setup: TrainingSetup, batch: Batch, num_targets: int) 
     for number, rows in enumerate(micro_batches, start=1):
         tensors = _to_device(batch, rows, accelerator.device)
         # Processes exchange gradients once a step, not once a micro-batch.
-        is_last = number == len(micro_batches)
-        exchange = contextlib.nullcontext() if is_last else accelerator.no_sync(loss_module)
-        with exchange, accelerator.autocast():
+        waits = number < len(micro_batches)
+        with exchanging(accelerator, loss_module, waits=waits), accelerator.autocast():
             loss = loss_module(*tensors)
             accelerator.backward(loss * scale)
         loss_sum += loss.detach()
@@ -220,7 +220,7 @@ def _accumulate_divergence(
         for array in (row.input_ids, row.labels, row.segments)
     )
     teacher = row.teacher.to(accelerator.device)
-    with accelerator.no_sync(loss_module), accelerator.autocast():
+    with exchanging(accelerator, loss_module, waits=True), accelerator.autocast():
         total = loss_module(*tensors, teacher=teacher, reverse=distillation.reverse)
         share = total / max(1, row.num_targets)
         # DDP averages over processes, hence their number as a factor.
