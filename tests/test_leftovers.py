@@ -33,6 +33,27 @@ def test_only_those_of_the_dead_go(tmp_path: Path, dead: int):
     assert all(path.exists() for path in kept)
 
 
+def test_those_of_other_hosts_go_only_where_no_other_may_write(tmp_path: Path, dead: int):
+    own, other = temporary_path(tmp_path / "a"), tmp_path / f".b.{dead}@other-host.tmp"
+    gone = own.with_name(own.name.replace(str(os.getpid()), str(dead)))
+    for path in (own, other, gone):
+        path.write_text("x")
+    remove_leftovers(tmp_path)
+    assert set(tmp_path.iterdir()) == {own, other}
+    remove_leftovers(tmp_path, of_all_hosts=True)
+    assert set(tmp_path.iterdir()) == {own}
+
+
+def test_a_long_host_name_fits_beside_a_long_file_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("socket.gethostname", lambda: "größe.node-17.cluster." + "x" * 200)
+    path = temporary_path(tmp_path / ("n" * 180))
+    path.write_text("x")
+    remove_leftovers(tmp_path)
+    assert path.exists()
+
+
 def test_a_finished_stage_has_none(tmp_path: Path, dead: int):
     stage = Stage(tmp_path / "data", {}, {}, 0)
     with stage.running() as work:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from toolkit import tokenizer_files
 from toolkit.bounded import BoundError, bounded_template
 from toolkit.checkpoint.config import ShapeSection
 from toolkit.checkpoint.model_values import model_value_faults
@@ -23,7 +24,14 @@ from toolkit.data.config import StageSection
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.limits import LIMITS, limit, refuse_beyond_memory
-from toolkit.load_yaml import load_yaml, parse_json, parse_yaml, read_json
+from toolkit.load_yaml import (
+    load_yaml,
+    load_yaml_documents,
+    parse_json,
+    parse_yaml,
+    read_json,
+    refuse_hostile_yaml,
+)
 from toolkit.search.config import SearchSection
 from toolkit.search.sampler import grid_points
 from toolkit.search.space import load_spaces
@@ -96,6 +104,17 @@ def test_the_mark_of_windows_editors(tmp_path: Path):
     assert load_yaml(path) == {"a": 1}
 
 
+def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TOOLKIT_MAX_YAML_BYTES", "10")
+    (tmp_path / "c.yaml").write_text("# a comment\n" * 5)
+    for load in (load_yaml, load_yaml_documents, refuse_hostile_yaml):
+        with pytest.raises(ConfigError, match=r"has 60 bytes; at most 10 .*YAML_BYTES"):
+            load(tmp_path / "c.yaml")
+    # It says that it has no bytes, and has no end.
+    with pytest.raises(ConfigError, match="/dev/zero: has more than 10 bytes; at most 10 are"):
+        load_yaml(Path("/dev/zero"))
+
+
 @pytest.mark.parametrize("depth", [150, 990, 100_000])
 def test_json_depth(depth: int):
     with pytest.raises(ToolkitError, match=r"^c\.json: is nested too deeply"):
@@ -156,6 +175,23 @@ def replaces(content: str, times: int, pattern: object = None) -> dict[str, obje
 def test_tokenizers_that_grow(tmp_path: Path, more: dict[str, object], words: str):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, **more}))
+    with pytest.raises(CheckpointError, match=words):
+        check_tokenizer_file(path)
+
+
+@pytest.mark.parametrize(("trial", "words"), [("os.abort()", "signal 6"), ("os._exit(1)", "")])
+def test_a_tokenizer_that_ends_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trial: str, words: str
+):
+    monkeypatch.setattr(tokenizer_files, "_TRIAL", f"import os; {trial}")
+    path = tmp_path / "tokenizer.json"
+    risky = replaces("b", 1, {"Regex": "(a+)+"})
+    path.write_text(
+        json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, **risky})
+    )
+    if not words:
+        check_tokenizer_file(path)  # an error in it is for the library to say
+        return
     with pytest.raises(CheckpointError, match=words):
         check_tokenizer_file(path)
 

@@ -101,6 +101,11 @@ def test_the_environment_overrides_auto_and_never_rounds_what_is_scored(
     monkeypatch.setenv(machine.OVERRIDE, "bf16")
     assert choose_training_precision("auto", CPU) == "bf16"
     assert choose_scoring_precision("auto", torch.float32, CPU) == "fp32"
+    assert choose_scoring_precision("auto", torch.bfloat16, CPU) == "bf16"
+    # bfloat16 has three bits less than float16, however fast it is.
+    assert choose_scoring_precision("auto", torch.float16, CPU) == "fp32"
+    know(monkeypatch, OLD_GPU)
+    assert choose_scoring_precision("auto", torch.float16, "cuda") == "fp16"
     monkeypatch.setenv(machine.OVERRIDE, "half")
     with pytest.raises(ConfigError, match="TOOLKIT_PRECISION: must be bf16 or fp32"):
         choose_training_precision("auto", CPU)

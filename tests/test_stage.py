@@ -145,3 +145,59 @@ def test_a_folder_gives_way_only_to_a_whole_one(tmp_path: Path):
         raise KeyboardInterrupt
     assert (out / "a.txt").read_text() == "second"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_lender_s_folder_is_only_looked_at(tmp_path: Path):
+    stage = make(tmp_path, lr=1)
+    run(stage)
+    stage.folder.rename(stage.work)  # as if killed just before the rename
+    (tmp_path / ".cpt.lock").unlink()
+    assert not make(tmp_path, lr=1).stands()
+    assert [path.name for path in tmp_path.iterdir()] == ["cpt.partial"]
+    assert make(tmp_path, lr=1).is_complete()
+    assert make(tmp_path, lr=1).stands()
+
+
+def test_a_finished_stage_is_moved_by_the_process_that_runs_it(tmp_path: Path):
+    stage = make(tmp_path, lr=1)
+    with stage.running() as work:
+        (work / MANIFEST).write_text('{"outputs": {}}')  # the moment before the rename
+        assert not make(tmp_path, lr=1).is_complete()
+        assert work.is_dir()
+
+
+@pytest.mark.parametrize("target", ["there", "nowhere"])
+def test_a_link_that_was_left_in_the_working_folder_goes(tmp_path: Path, target: str):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "kept.txt").write_text("x")
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "link").symlink_to(tmp_path / target)
+    with appearing(tmp_path / "out") as work:
+        (work / "a.txt").write_text("a")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.txt"]
+    assert (tmp_path / "there" / "kept.txt").exists()
+
+
+@pytest.mark.parametrize("happens", ["moved", "made anew"])
+def test_a_working_folder_that_went_before_it_was_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happens: str
+):
+    from toolkit import stage as module
+
+    partial, lock_alone, calls = tmp_path / ".out.partial", module.lock_alone, []
+
+    def late(*words: object, **named: object) -> None:
+        calls.append(1)
+        if len(calls) == 1:  # the other process ends between our opening and our locking
+            (partial / "other.txt").write_text("other's")
+            partial.rename(tmp_path / "gone")
+            if happens == "made anew":
+                partial.mkdir()
+        lock_alone(*words, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "lock_alone", late)
+    with appearing(tmp_path / "out") as work:
+        (work / "a.txt").write_text("a")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.txt"]
+    assert (tmp_path / "gone" / "other.txt").read_text() == "other's"
+    assert len(calls) == 2

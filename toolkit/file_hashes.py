@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from toolkit.leftovers import appearing_file
 from toolkit.machine import cache_folder
@@ -42,10 +42,16 @@ def verify_all(wanted: bool) -> None:
 
 def read_hash(path: Path) -> str:
     """sha256 of all of a file, read now."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return hash_open(file)
+
+
+def hash_open(file: IO[bytes]) -> str:
+    """sha256 of all that an open file still gives."""
+    digest = hashlib.sha256()
+    # In blocks, as a file of weights may be larger than the memory.
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
 
 

@@ -1,7 +1,8 @@
 """Temporary files and folders, named after their process, so that a killed one's are told.
 
-`.NAME.PID.tmp` stands beside what it will become. Where the process lives no more, whoever comes
-next removes it: nothing is left in a finished folder, and no gigabytes in one that nobody looks at.
+`.NAME.PID@HOST.tmp` stands beside what it will become. Where the process lives no more, whoever
+comes next on that host removes it: nothing is left in a finished folder, and no gigabytes in one
+that nobody looks at.
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-_NAME = re.compile(r"\..+\.(\d+)\.tmp")
+_NAME = re.compile(r"\..+\.(\d+)(?:@([\w-]+))?\.tmp")
 
 
 def temporary_path(path: Path) -> Path:
     """Where this process writes what will stand at a path."""
     # In the same folder, as a rename is one step within a file system only.
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}@{_host()}.tmp")
+
+
+def _host() -> str:
+    # Cut, as a name in a folder has 255 bytes at most.
+    return re.sub(r"\W", "-", socket.gethostname(), flags=re.ASCII)[:40] or "host"
 
 
 @contextlib.contextmanager
@@ -33,24 +40,34 @@ def appearing_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, *, below: bool = True) -> None:
+def remove_leftovers(folder: Path, *, below: bool = True, of_all_hosts: bool = False) -> None:
     """Remove temporary files and folders of processes that live no more.
 
     Args:
         folder: to look in.
         below: whether to look in the folders in it too.
+        of_all_hosts: whether those of other hosts go too, of whose processes nothing is known here:
+            only where a lock keeps all others from writing in the folder.
     """
     # A list first: the walk must not come into folders that are being removed.
     for path in list(folder.rglob(".*.tmp") if below else folder.glob(".*.tmp")):
         match = _NAME.fullmatch(path.name)
-        if match is None or _lives(int(match[1])):
+        if match is None:
             continue
-        # A link is removed as a link: `rmtree` refuses it, and its target is somebody else's.
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        is_of_this_host = match[2] in {None, _host()}
+        if _lives(int(match[1])) if is_of_this_host else not of_all_hosts:
+            continue
+        with contextlib.suppress(OSError):
+            remove_path(path)
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link, whose target stays."""
+    # `rmtree` refuses a link, and its target is somebody else's.
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

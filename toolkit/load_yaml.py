@@ -57,16 +57,34 @@ def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict
 _UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
-def read_text(path: Path, error: type[ToolkitError] = ConfigError, size: int | None = None) -> str:
+def read_text(
+    path: Path,
+    error: type[ToolkitError] = ConfigError,
+    size: int | None = None,
+    bound: str | None = None,
+) -> str:
     """A text file as a whole, without the mark that Windows' editors put before it.
+
+    Args:
+        path: of the file.
+        error: kind of what is raised.
+        size: most bytes that are taken; None sets no bound.
+        bound: name of the limit to take in place of `size`, whose message says how to raise it.
 
     Raises:
         error: it cannot be read, is larger than `size`, or is not UTF-8.
     """
+    size = limit(bound) if bound is not None else size
+    hint = raise_hint(bound) if bound is not None else f"at most {size} are taken"
     try:
         if size is not None and path.stat().st_size > size:
-            raise error(f"{path}: has {path.stat().st_size:,} bytes; at most {size:,} are taken.")
-        return path.read_text(encoding="utf-8-sig")
+            raise error(f"{path}: has {path.stat().st_size:,} bytes; {hint}.")
+        with path.open(encoding="utf-8-sig") as file:
+            # A pipe or a device tells no size, and may have no end.
+            text = file.read() if size is None else file.read(size + 1)
+        if size is not None and len(text) > size:
+            raise error(f"{path}: has more than {size:,} bytes; {hint}.")
+        return text
     except OSError as cause:
         raise error(f"{path}: cannot be read ({cause.strerror or cause}).") from cause
     except UnicodeDecodeError as cause:
@@ -88,7 +106,7 @@ def read_json(
     Raises:
         error: it cannot be read, is larger or deeper than the limits, or is not JSON.
     """
-    text = read_text(path, error, limit("JSON_BYTES"))
+    text = read_text(path, error, bound="JSON_BYTES")
     return parse_json(text, str(path), error, advice)
 
 
@@ -176,7 +194,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, is not YAML, is not a mapping, or is larger than the
             limits, its aliases counted as what they stand for.
     """
-    return parse_yaml(read_text(path), str(path))
+    return parse_yaml(_read_yaml(path), str(path))
 
 
 def parse_yaml(
@@ -201,7 +219,11 @@ def load_yaml_documents(path: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: as there, with the number of the document.
     """
-    return _parse_documents(read_text(path), str(path))
+    return _parse_documents(_read_yaml(path), str(path))
+
+
+def _read_yaml(path: Path) -> str:
+    return read_text(path, bound="YAML_BYTES")
 
 
 def _parse_documents(
@@ -255,7 +277,7 @@ def refuse_hostile_yaml(path: Path) -> None:
     Raises:
         ConfigError: it does, or cannot be read.
     """
-    text = read_text(path, ConfigError, limit("YAML_BYTES"))
+    text = _read_yaml(path)
     try:
         _refuse_growth(yaml.compose(text, yaml.SafeLoader), str(path))
     except RecursionError as error:

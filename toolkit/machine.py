@@ -184,9 +184,9 @@ def choose_scoring_precision(
     if wish == "auto":
         fp32_speed = speeds.flops.get("fp32", 0.0)
         as_stored: Precision = own if speeds.flops.get(own, 0.0) >= fp32_speed / MARGIN else "fp32"
-        wanted_precision = overridden() or as_stored
-        # Widening is exact, narrowing is not: an override may not round what is scored.
-        return own if own == "fp32" else wanted_precision
+        # Widening is exact, all else is not: an override may not round what is scored.
+        wanted_precision = overridden()
+        return wanted_precision if wanted_precision in (own, "fp32") else as_stored
     return _grant(own if wish == "stored" else cast(Precision, wish), speeds, where)
 
 

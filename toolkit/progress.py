@@ -16,8 +16,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# rich breaks lines at 80 columns where there is no terminal; paths in a log stay whole.
-console = Console(highlight=False, soft_wrap=True)
+# Names and paths are printed as they are: neither `[b]` nor `:100:` in one means anything. And rich
+# breaks lines at 80 columns where there is no terminal; paths in a log stay whole.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 LINE_SECONDS = 30.0
 """Without a terminal (a log, CI) a line is printed this often in place of the bar."""
 
@@ -26,7 +27,7 @@ Advance = Callable[[float, str], None]
 
 
 def say(text: str) -> None:
-    console.print(text, markup=False)
+    console.print(text)
 
 
 def say_columns(rows: Sequence[Sequence[str]]) -> None:
@@ -57,13 +58,13 @@ def progress(title: str, total: float, *, done: float = 0.0) -> Iterator[Advance
     """
     if console.is_terminal:
         columns = (
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total, completed=int(done), note="")

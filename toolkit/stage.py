@@ -28,7 +28,7 @@ from typing import IO, Any
 from toolkit import __version__
 from toolkit.errors import MergeError, ToolkitError
 from toolkit.file_hashes import differing_files, read_hash
-from toolkit.leftovers import appearing_file, remove_leftovers, temporary_path
+from toolkit.leftovers import appearing_file, remove_leftovers, remove_path, temporary_path
 from toolkit.load_yaml import read_json
 
 MANIFEST = "manifest.json"
@@ -164,8 +164,14 @@ class Stage:
         return dict(json.loads(json.dumps(identity_values)))
 
     def is_complete(self) -> bool:
-        """Whether the folder stands, was made from the same things, and is as it was written."""
-        self._settle()
+        """Whether the folder stands, was made from the same things, and is as it was written; a
+        move that was cut short is finished first."""
+        if (self.work / MANIFEST).is_file():
+            self._settle_alone()
+        return self.stands()
+
+    def stands(self) -> bool:
+        """What `is_complete` says, without writing anything."""
         if not (self.folder / MANIFEST).is_file():
             return False
         try:
@@ -206,12 +212,14 @@ class Stage:
         """The working folder, locked against a second process; what was begun there is kept when
         it belongs to this same configuration, and put aside when it does not."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the folders, as both of them are renamed while the lock is held.
-        lock_path = self.folder.with_name(f".{self.folder.name}.lock")
-        with lock_path.open("a+") as lock_file:
+        with self._open_lock() as lock_file:
             lock_alone(lock_file.fileno(), self.folder, "running this stage")
             self._prepare_work()
             yield self.work
+
+    def _open_lock(self) -> IO[str]:
+        # Beside the folders, as both of them are renamed while the lock is held.
+        return self.folder.with_name(f".{self.folder.name}.lock").open("a+")
 
     def has_begun(self) -> bool:
         """Whether work under these same settings was begun and interrupted."""
@@ -236,7 +244,7 @@ class Stage:
             else:
                 shutil.rmtree(self.work)
         self.work.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.work)
+        remove_leftovers(self.work)  # workers of a search may be writing on other hosts
         if not was_begun:
             write_json(identity_path, self.identity())
 
@@ -248,7 +256,7 @@ class Stage:
             drop: names in the working folder that only served to continue. They are removed once
                 the manifest stands: hashing takes long, and a stage killed meanwhile continues.
         """
-        remove_leftovers(self.work)
+        remove_leftovers(self.work, of_all_hosts=True)
         leave_out = (MANIFEST, _IDENTITY, *drop)
         outputs = {
             name: {"bytes": (self.work / name).stat().st_size, "sha256": digest}
@@ -270,6 +278,14 @@ class Stage:
         write_json(self.work / MANIFEST, {**plain_values, _OWN_HASH: hash_json(plain_values)})
         self._settle()
 
+    def _settle_alone(self) -> None:
+        with self._open_lock() as lock_file:
+            try:
+                lock_alone(lock_file.fileno(), self.folder, "running this stage")
+            except ToolkitError:
+                return  # the other process moves it itself
+            self._settle()
+
     def _settle(self) -> None:
         """Finish a move that was cut short: a working folder with a manifest is a whole stage."""
         # The outputs alone are the stage; what else lies here only served to continue it.
@@ -279,7 +295,7 @@ class Stage:
         kept_names = {MANIFEST, *(name.split("/")[0] for name in outputs)}
         for path in self.work.iterdir():
             if path.name not in kept_names:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove_path(path)
         if self.folder.exists():
             self.folder.rename(free_name(self.folder))
         self.work.rename(self.folder)
@@ -402,36 +418,59 @@ def appearing(
     is_inside = not replaces and _must_stay(place)
     # One name for all processes, unlike a temporary one: the second must meet the lock.
     work = _inside(place) if is_inside else place.with_name(f".{place.name}.partial")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as cause:
-        if cause.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise error(
-            f"{out}: cannot be made ({cause.strerror}); give a folder that can be written to."
-        ) from cause
-    # The folder itself is locked: a lock file in it would have to be taken out before the move.
-    descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        lock_alone(descriptor, out, doing, error)
+    with _locked_folder(work, out, doing, error):
         for leftover_path in work.iterdir():  # by an earlier call that was killed
-            leftover_path.unlink() if leftover_path.is_file() else shutil.rmtree(leftover_path)
+            remove_path(leftover_path)
         try:
             yield work
             if is_inside:
                 _move_up(work)
-            elif replaces and place.exists():
-                _replace_folder(work, place)
             else:
-                work.rename(place)  # an empty folder gives way
+                _take_place(work, place, replaces=replaces)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
-    finally:
-        os.close(descriptor)
 
 
-def _replace_folder(work: Path, place: Path) -> None:
+@contextlib.contextmanager
+def _locked_folder(work: Path, out: Path, doing: str, error: type[ToolkitError]) -> Iterator[None]:
+    """Make the working folder of `appearing`, or take one that was left, and lock it."""
+    while True:
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            if cause.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            raise error(
+                f"{out}: cannot be made ({cause.strerror}); give a folder that can be written to."
+            ) from cause
+        try:
+            # The folder itself: a lock file in it would have to be taken out before the move.
+            descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # another process has just moved it to its place
+        try:
+            lock_alone(descriptor, out, doing, error)
+            # Between opening and locking, the process that had the lock may have moved the folder:
+            # what is locked then is what that one has made.
+            if _is_open_as(descriptor, work):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _take_place(work: Path, place: Path, *, replaces: bool) -> None:
+    if not replaces or not place.exists():
+        work.rename(place)  # an empty folder gives way
+        return
     # A rename takes the place of an empty folder only, so that one with files steps aside first.
     former = temporary_path(place)  # removed by whoever comes next, should this process be killed
     place.rename(former)
@@ -464,5 +503,5 @@ def _move_up(work: Path) -> None:
         work.rmdir()
     except BaseException:
         for target in moved:
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            remove_path(target)
         raise

@@ -213,7 +213,7 @@ def _try_in_time(path: Path) -> str:
     # The library backtracks in its own code, in which no timer of Python could stop it.
     command = [sys.executable, "-c", _TRIAL, str(path)]
     try:
-        subprocess.run(
+        trial = subprocess.run(
             command,
             timeout=limit("TOKENIZER_SECONDS"),
             check=False,
@@ -224,5 +224,11 @@ def _try_in_time(path: Path) -> str:
         return (
             f"an expression in it takes more than {limit('TOKENIZER_SECONDS')} seconds on 50 "
             f"letters; seconds: {raise_hint('TOKENIZER_SECONDS')}."
+        )
+    # Ended by a signal, as this process would be. What is an error, the library says itself.
+    if trial.returncode < 0:
+        return (
+            f"an expression in it ends the process that encodes 50 letters (signal "
+            f"{-trial.returncode}); fetch the model's files again."
         )
     return ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import BloomConfig
 
 from toolkit.checkpoint.config import ShapeSection, shape_of_folder
 from toolkit.errors import ConfigError
@@ -51,3 +52,25 @@ def test_a_width_that_is_missing_or_a_list_is_named(
 ):
     with pytest.raises(ConfigError, match=words):
         shape(tmp_path, shared_expert_intermediate_size=32, **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "width"),
+    [
+        ({"model_type": "gpt2"}, 128),
+        ({"model_type": "gpt2", "n_inner": 48}, 48),
+        ({"model_type": "gptj", "n_inner": None}, 128),
+    ],
+)
+def test_names_that_a_class_has_of_its_own(tmp_path: Path, values: dict[str, object], width: int):
+    names = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 320}
+    (tmp_path / "config.json").write_text(json.dumps({**names, **values}))
+    found = shape_of_folder(tmp_path)
+    assert (found.hidden_size, found.num_hidden_layers, found.num_attention_heads) == (32, 2, 4)
+    assert (found.max_position_embeddings, found.intermediate_size) == (64, width)
+
+
+def test_a_width_that_no_class_tells_is_not_guessed(tmp_path: Path):
+    BloomConfig(hidden_size=32, n_layer=2, n_head=4).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="intermediate_size"):
+        shape_of_folder(tmp_path)

@@ -92,5 +92,20 @@ def test_a_merge_that_nobody_listens_to(tmp_path: Path, shell: str):
     assert written["x.0.w"].tolist() == [0.5] * 9
 
 
+@pytest.mark.parametrize(
+    ("shell", "code"), [("COMMAND >/dev/full", 74), ("COMMAND 2>/dev/full", 0)]
+)
+def test_a_merge_whose_log_is_on_a_full_disk(
+    tmp_path: Path, shell: str, code: int, capfd: pytest.CaptureFixture[str]
+):
+    config = configuration(tmp_path)
+    assert closed(shell, "merge", "run", config, tmp_path / "out") == code
+    assert load_file(tmp_path / "out" / "model.safetensors")["x.0.w"].tolist() == [0.5] * 9
+    lost = "error: standard output could not be written (No space left on device)"
+    assert capfd.readouterr().err.startswith(lost if code else "")
+
+
 def test_an_error_that_nobody_listens_to(tmp_path: Path):
-    assert closed("COMMAND 2>&-", "merge", "run", tmp_path / "gone.yml", tmp_path / "out") == 2
+    words = "merge", "run", tmp_path / "gone.yml", tmp_path / "out"
+    assert closed("COMMAND 2>&-", *words) == 2
+    assert closed("COMMAND >/dev/full 2>&1", *words) == 2

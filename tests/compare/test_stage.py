@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tests.conftest import paragraph
@@ -326,3 +327,20 @@ def test_the_command_names_what_it_looked_for(project: Path):
     done = toolkit(project, "compare", "tiny.yaml")
     assert done.returncode == 2
     assert "there is no file of ways 'tiny' in recipes/ways/ or in the package" in done.stderr
+
+
+def test_models_are_scored_in_the_type_that_the_sets_are_of(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    dtypes = set()
+    score = Bench.score
+
+    def note(bench: Bench, *more: Any) -> list[float]:
+        dtypes.add(bench._scored.dtype)
+        return score(bench, *more)
+
+    monkeypatch.setattr(Bench, "score", note)
+    evaluate = {**recipe()["evaluate"], "precision": "bf16"}
+    ways = write_ways(UNMERGED, evaluate={"precision": "fp32"})
+    ensure_comparison(open_tiny(evaluate=evaluate), ways, num_seeds=1)
+    assert dtypes == {torch.float32}

@@ -150,6 +150,27 @@ def test_zero_rows_are_named_by_token(trained: Path, tmp_path: Path):
     assert "token 0 '<|end|>'" in " ".join(results.summary)
 
 
+def test_rows_that_only_a_larger_vocabulary_has_are_padding(trained: Path, tmp_path: Path):
+    def lengthen(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [n for n in tensors if "embed_tokens" in n or "lm_head" in n]:
+            rows = torch.zeros(32, tensors[name].shape[1], dtype=tensors[name].dtype)
+            tensors[name] = torch.cat([tensors[name], rows])
+
+    out = broken(trained, tmp_path / "out", lengthen)
+    config = json.loads((out / "config.json").read_text())
+    config["vocab_size"] += 32
+    (out / "config.json").write_text(json.dumps(config))
+    parents = [str(trained / name) for name in ("general", "specialist")]
+    results = run_diagnosis(out, parents, with_losses=False)
+    assert "zero" not in " ".join(results.summary)
+
+
+def test_a_page_is_not_written_over_its_figures(trained: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"--html .*page\.json: the figures are written beside"):
+        run_diagnosis(trained / "general", html=tmp_path / "page.json")
+    assert not list(tmp_path.iterdir())
+
+
 def test_texts(tmp_path: Path):
     assert 300 <= sum(len(text.split()) for text in SHORT_TEXT) <= 500
     (tmp_path / "a.txt").write_text("one\n\nstill one\n\n\ntwo\n")

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from tests.conftest import paragraph
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.documents import likelihood_sets
-from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
+from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few, settle_scoring
 
 
 @pytest.fixture
@@ -136,3 +138,16 @@ def test_names_and_roles_are_checked(
     (stages[0] / "test.jsonl").write_text("\n".join(general))
     with pytest.raises(EvaluationError, match="role domain"):
         load_sets(small(), *stages, "test", cache=tmp_path / "c")
+
+
+def test_models_that_are_compared_are_scored_in_one_type(
+    tmp_path: Path, make_model: Callable[..., Path]
+):
+    model = LlamaForCausalLM.from_pretrained(make_model(tmp_path / "full"))
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "low")
+    places = tmp_path / "full", tmp_path / "low"
+    section = EvaluateSection(precision="stored")
+    assert settle_scoring(section, tmp_path / "low").precision == "bf16"
+    assert settle_scoring(section, *places).precision == "fp32"
+    assert settle_scoring(section, tmp_path / "low", tmp_path / "low").precision == "bf16"
+    assert settle_scoring(EvaluateSection(precision="bf16"), *places).precision == "bf16"

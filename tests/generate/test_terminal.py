@@ -134,7 +134,7 @@ def test_chat(
     monkeypatch.setattr("sys.stdin", StringIO("debt\n/quit\n"))
     runs = tmp_path / "runs"
     assert command(monkeypatch, "chat", "mine", "--runs", runs) == 2
-    assert "run `make merge DOMAIN=mine` first" in capsys.readouterr().err
+    assert "run `toolkit merge choose mine` first" in capsys.readouterr().err
     shutil.copytree(two_models[1], runs / "mine" / "merge")
     (runs / "mine" / "merge" / "manifest.json").write_text("{}")
     assert command(monkeypatch, "chat", "mine", "--runs", runs, "--new-tokens", 3) == 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import paragraph
 from tests.helpers.tiny_runs import make_project, open_run
 from tests.helpers.writing_endpoint import Endpoint, serve_endpoint
 from toolkit.data.split import stable_unit
@@ -126,6 +127,19 @@ def test_struck_questions_stay_struck(project: Path, capsys: Any):
     assert [row["id"] for row in rows_of(path) if row["struck"]] == [rows[1]["id"]]
     assert rows_of(path.with_name("evaluation.jsonl.1")) == rows
     assert "read otherwise than before" in capsys.readouterr().out
+
+
+def test_questions_of_a_set_that_keeps_none_any_more_are_not_asked(project: Path, capsys: Any):
+    path = write_questions(run_of(project)) / "training.jsonl"
+    assert "<article>" in path.with_suffix(".html").read_text()
+    for document in (project / "docs").glob("train*.txt"):
+        document.write_text(paragraph(int(document.stem.removeprefix("train")), sentences=20))
+    capsys.readouterr()
+    write_questions(run_of(project))
+    assert "training: keeps no questions any more" in capsys.readouterr().out
+    assert "<article>" not in path.with_suffix(".html").read_text()
+    with pytest.raises(EvaluationError, match="holds no questions, or all are struck"):
+        load_questions(MultipleChoiceSection(name="facts", files=(str(path),)))
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.data.blocks import IGNORED, Blocks
+from toolkit.data.encode import Encoder
 from toolkit.errors import ConfigError
+from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.likelihood import windows
 from toolkit.pipeline.stages import ensure_sft
-from toolkit.pipeline.training import load_answers
+from toolkit.pipeline.training import Answer, _answer_nats, load_answers
 from toolkit.stage import read_manifest
+from toolkit.train.model import answer_loss
 
 SPLIT = {
     name: {"fraction": share}
@@ -90,8 +95,6 @@ def test_answers_are_learned_and_questions_are_not_targets(
 
 def test_the_watch_scores_the_assistants_words_alone(project: Path):
     ensure_sft(open_run(project, {"sft": sft()}))
-    from toolkit.train.model import answer_loss
-
     model = AutoModelForCausalLM.from_pretrained("model")
     answers = load_answers(Path("runs/tiny/sft-data/validation.jsonl"), Path("model"), 1000)
     answer = answers[0]
@@ -108,6 +111,48 @@ def test_the_watch_scores_the_assistants_words_alone(project: Path):
         if wanted
     )
     assert answer_loss(model, answer.tokens, answer.targets) == pytest.approx(expected, rel=1e-5)
+
+
+def test_long_conversations_are_scored_in_windows():
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    ).eval()
+    tokens = [n * 7 % 50 for n in range(40)]
+    targets = [n % 3 > 0 for n in range(40)]
+    section = EvaluateSection(window_tokens=16, context_tokens=4)
+    expected, start = 0.0, 1
+    with torch.no_grad():
+        for inputs, predicted in windows(tokens, 16, 4):
+            nats = -model(torch.tensor([inputs])).logits[0].log_softmax(dim=1)
+            first = len(inputs) - len(predicted)
+            wanted = targets[start : start + len(predicted)]
+            start += len(predicted)
+            expected += sum(
+                float(nats[first + n, token]) for n, token in enumerate(predicted) if wanted[n]
+            )
+        long = _answer_nats(model, Answer("domain", tokens, targets, 1), section)
+        short = _answer_nats(model, Answer("domain", tokens[:12], targets[:12], 1), section)
+        assert long == pytest.approx(expected, rel=1e-5)
+        assert short == answer_loss(model, tokens[:12], targets[:12])
+
+
+def test_no_more_conversations_are_encoded_than_are_scored(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    encoded = []
+    encode = Encoder.encode
+
+    def note(encoder: Encoder, documents: Any) -> Any:
+        encoded.extend(documents)
+        return encode(encoder, documents)
+
+    row = {"role": "domain", "group": "g", "text": "", "num_tokens": 1}
+    talk = [{"role": "user", "content": "the bank"}, {"role": "assistant", "content": "the board"}]
+    rows = [{**row, "id": f"talks/{n}", "messages": talk} for n in range(30)]
+    path = project / "validation.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    monkeypatch.setattr(Encoder, "encode", note)
+    assert len(load_answers(path, Path("model"), 1)) == len(encoded) == 1
 
 
 def test_fine_tuning_starts_from_the_specialist_when_said(project: Path):

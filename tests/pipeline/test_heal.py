@@ -21,7 +21,7 @@ from toolkit.pipeline.heal import HEALED, ensure_heal
 from toolkit.pipeline.models import ensure_cpt, ensure_general
 from toolkit.pipeline.own_conversations import ensure_conversations
 from toolkit.pipeline.run import Run
-from toolkit.stage import hash_folder, load_json, read_manifest
+from toolkit.stage import Stage, hash_folder, load_json, read_manifest
 from toolkit.train.config import HealSection
 from toolkit.train.heal import HealLook, heal_model
 from toolkit.train.self_distillation import CONVERSATIONS, load_conversations
@@ -228,3 +228,12 @@ def test_the_general_model_itself_has_nothing_to_learn(project: Path, tmp_path: 
     assert rows
     assert all(abs(row["loss"]) < 1e-3 for row in rows)
     assert all(row["gradient_norm"] < 0.05 for row in rows)
+
+
+def test_a_specialist_that_is_healed_is_scored_once():
+    inputs = {"general": "a", "specialist": "b", "source": "b"}
+    stage = Stage(Path("heal"), {}, inputs, 0)
+    assert module._name_of("source", stage) == module._name_of("specialist", stage)
+    assert module._name_of("general", stage) != module._name_of("source", stage)
+    merged = Stage(Path("heal"), {}, {**inputs, "source": "c"}, 0)
+    assert module._name_of("source", merged) != module._name_of("specialist", merged)

@@ -28,7 +28,7 @@ from toolkit.pipeline.merge_output import (
 from toolkit.recipe.schema import Recipe
 from toolkit.search.candidate_scorer import Bench
 from toolkit.search.space import sweep_point
-from toolkit.stage import Stage, hash_file
+from toolkit.stage import Stage, hash_file, hash_folder
 
 QUESTION = "What is <debt>?"
 
@@ -183,6 +183,33 @@ def test_a_merge_of_models_elsewhere_is_written_without_their_places(
     assert (tmp_path / "work/model.safetensors").is_file()
     for path in (tmp_path / "work").glob("*.json"):
         assert str(tmp_path) not in path.read_text()
+
+
+def test_what_a_killed_call_left_of_another_choice_is_not_taken_for_this_one(
+    two_models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folders = dict(zip(("general", "specialist"), two_models, strict=True))
+    first, second = (named(sweep_point(a).config, {}, torch.float32) for a in (0.3, 0.6))
+    work, other = tmp_path / "work", tmp_path / "other"
+    for folder, config in ((work, second), (other, first)):
+        folder.mkdir()
+        write_model(config, folders, folder, 0)
+    wanted = (work / "model.safetensors").read_bytes()
+    (work / "answers.json").write_text("of the second")
+    monkeypatch.setattr(merge_output, "run_merge", None)  # would fail if it were called
+    write_model(second, folders, work, 0)  # all of it is there
+    (work / "model").mkdir()
+    for name in ("model.safetensors", "merge.yaml"):  # moved in part
+        (work / name).rename(work / "model" / name)
+    write_model(second, folders, work, 0)
+    assert (work / "model.safetensors").read_bytes() == wanted
+    assert (work / "answers.json").is_file()
+    monkeypatch.undo()
+    (work / "model").mkdir()
+    (work / "model.safetensors").rename(work / "model" / "model.safetensors")
+    (work / "model-00002-of-00002.safetensors").write_text("of another number of layers")
+    write_model(first, folders, work, 0)
+    assert hash_folder(work) == hash_folder(other)
 
 
 def test_a_candidate_is_scored_as_it_will_be_stored(two_models: tuple[Path, Path], tmp_path: Path):

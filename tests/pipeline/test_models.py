@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.projects import recipe
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.checkpoint.stored_names import parameters_by_name
-from toolkit.errors import ConfigError
+from toolkit.errors import CheckpointError, ConfigError
 from toolkit.evaluate.config import BEHAVIOR_TITLES
 from toolkit.merge.in_memory import LiveMerge
 from toolkit.merge.to_disk import run_merge
 from toolkit.pipeline.merge_output import named, references
+from toolkit.pipeline.model_sources import fetch_snapshot
 from toolkit.pipeline.models import ensure_general, ensure_models
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import ensure_merge
@@ -124,3 +125,12 @@ def test_how_models_answer_is_counted_where_the_recipe_asks(project: Path):
     assert (unfinished.role, unfinished.unit, unfinished.tolerance) == ("general", "error", 1.0)
     assert rows[BEHAVIOR_TITLES["script"]].role == "watch"
     assert set(BEHAVIOR_TITLES.values()) <= set(results.models.merge.set_changes)
+
+
+def test_a_hub_that_says_nothing_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_names: object, **_more: object) -> str:
+        raise OSError("")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=r"org/x is not in the cache .* \(OSError\)\. Check"):
+        fetch_snapshot("org/x", None)

@@ -13,11 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny_runs import make_project, open_run
-from toolkit.errors import ConfigError, EvaluationError
+from toolkit.errors import ConfigError, EvaluationError, MergeError
 from toolkit.generate.greedy import drawn_answers, grow_together
 from toolkit.pipeline import own_conversations as module
 from toolkit.pipeline.models import ensure_cpt, ensure_general
 from toolkit.pipeline.own_conversations import ensure_conversations
+from toolkit.pipeline.stages import ensure_merge
 from toolkit.stage import hash_folder, read_manifest
 from toolkit.train.self_distillation import CONVERSATIONS, load_conversations
 
@@ -196,3 +197,13 @@ def test_answers_that_ended_leave_the_batch(project: Path):
     assert grow_together(model, stops, prompts, 40, watched, drop_ended=True) == whole
     assert len({len(answer) for answer in whole}) > 1
     assert min(sizes) < len(prompts)
+
+
+def test_none_are_written_for_a_model_that_cannot_be_merged(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    why = "toolkit.merge.in_memory_proof.why_not_live"
+    monkeypatch.setattr(why, lambda _: "another kind of model")
+    with pytest.raises(MergeError, match="cannot be made in memory"):
+        ensure_merge(open_run(project, {"train": {"self_distillation": WRITING}}))
+    assert not list((project / "runs/tiny").glob("conversations*"))

@@ -14,12 +14,21 @@ from tests.helpers.outcomes import interval, make_values
 from tests.helpers.projects import recipe
 from tests.helpers.tiny_runs import count_finished, make_project, open_run
 from toolkit.errors import ConfigError
-from toolkit.pipeline.models import ensure_cpt, ensure_data, ensure_general, ensure_models
+from toolkit.pipeline.models import (
+    ensure_cpt,
+    ensure_data,
+    ensure_finished,
+    ensure_general,
+    ensure_models,
+)
 from toolkit.pipeline.repeat import compare_seeds, of_seed, run_repeat, show_seeds
 from toolkit.pipeline.run import Run
+from toolkit.recipe.model import SpecialistSection
 from toolkit.recipe.schema import Recipe
+from toolkit.search.config import SearchSection
 from toolkit.select.results import MergeResults
 from toolkit.stage import content_hash, load_json
+from toolkit.statistics.interval import student_quantile
 
 MOE = {"base": {"path": "model"}, "num_experts": 2, "experts_per_token": 1}
 
@@ -27,9 +36,10 @@ MOE = {"base": {"path": "model"}, "num_experts": 2, "experts_per_token": 1}
 def make_seeds(**changes: Any) -> dict[int, MergeResults]:
     """Results of three seeds; `changes` are those of the last."""
     values = {}
+    half = 0.01 * student_quantile(0.975, 39)  # of a standard error of 0.01 over 40 groups
     for seed, gain in ((0, -0.10), (1, -0.12), (2, -0.14)):
-        values[seed] = make_values(gain_kept=interval(0.9, 0.0196))
-        values[seed]["models"]["merge"]["domain_change"] = interval(gain, 0.0196)
+        values[seed] = make_values(gain_kept=interval(0.9, half))
+        values[seed]["models"]["merge"]["domain_change"] = interval(gain, half)
     values[2] |= {"gain_kept": None, **changes}  # nothing to keep: no mean of the others
     return {seed: MergeResults.model_validate(one) for seed, one in values.items()}
 
@@ -62,13 +72,17 @@ def test_documents_drawn_anew_are_not_taken_for_the_seed(capsys: pytest.CaptureF
 
 
 def test_each_seed_has_a_folder_of_its_own(tmp_path: Path):
-    recipe = Recipe.model_construct(seed=7, search=Recipe.model_fields["search"].get_default())
+    search = SearchSection(storage="sqlite:///all.db", study_name="all", workers=4)
+    recipe = Recipe.model_construct(seed=7, search=search)
     run = Run("letters", recipe, tmp_path / "letters", runs=tmp_path)
     assert of_seed(run, 0) is run
     second = of_seed(run, 1)
     assert second.recipe.seed == 8
     assert second.root == tmp_path / "letters" / "seeds" / "8"
     assert second.recipe.search.workers == 1
+    # A study of this seed: the recipe's own, in the shared storage, is of another.
+    assert second.recipe.search.storage is second.recipe.search.study_name is None
+    assert run.recipe.search == search
     assert run.recipe.seed == 7
     scores = second.stage("merge", {}, {}).all_runs, run.stage("merge", {}, {}).all_runs
     assert scores == (tmp_path, tmp_path)  # what is known of a model is known to all seeds
@@ -127,6 +141,26 @@ def test_further_models_are_made_once_but_for_random_ones(project: Path, finishe
         ensure_models(of_seed(run, number))
     names = [f"{folder}models/random/general" for folder in ("", "seeds/4/", "seeds/5/")]
     assert finished == Counter(dict.fromkeys([*names, "models/other/general"], 1))
+
+
+@pytest.mark.parametrize("model", [{"moe": MOE}, {"path": "model"}])
+def test_an_adapter_is_merged_into_the_general_model_of_its_seed(
+    project: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]
+):
+    bases: list[tuple[Path, Path]] = []
+
+    def note(place: Run, _section: Any, general: Path, *_names: str) -> Path:
+        bases.append((place.root, general))
+        return place.root / "specialist"
+
+    monkeypatch.setattr("toolkit.pipeline.models.merge_adapter", note)
+    first = open_run(project, {"model": model})
+    second = of_seed(first, 1)
+    section = SpecialistSection(adapter="adapter")
+    folder = ensure_finished(second, second, section, "specialist")
+    maker = second if "moe" in model else first
+    assert folder == maker.root / "specialist"
+    assert bases == [(maker.root, ensure_general(maker))]
 
 
 def test_seeds_on_the_same_documents_train_in_another_order(project: Path, finished: Counter[str]):

@@ -9,7 +9,8 @@ import pytest
 from tests.helpers.shapes import ROUND
 from toolkit.errors import ConfigError
 from toolkit.plan.cost import bill, find_origin, share_of_scratch, stage_work
-from toolkit.plan.devices import DEVICES, Device, Fleet, parse_fleet, with_prices
+from toolkit.plan.devices import CPU, DEVICES, Device, Fleet, parse_fleet, with_prices
+from toolkit.plan.speed import this_machine
 from toolkit.plan.token_budget import StageAmount
 from toolkit.train.config import TrainSection
 
@@ -29,12 +30,16 @@ def test_fleets(text: str, count: int, name: str):
         ("8xH10", "there is no device 'H10'; did you mean H100?"),
         ("0xH100", "must be like 8xH100"),
         ("8 H100 each", "must be like 8xH100"),
+        (
+            "4xCPU",
+            "CPU is this machine, all of its processors, and there is one of it (got '4xCPU')",
+        ),
         ("TPU", "Known: H100, H200, B200, A100, L40S"),
     ],
 )
 def test_unknown_fleets(text: str, words: str):
     with pytest.raises(ConfigError) as caught:
-        parse_fleet(text, DEVICES)
+        parse_fleet(text, {**DEVICES, CPU: this_machine(None)})
     assert words in str(caught.value)
 
 
@@ -64,6 +69,11 @@ def test_own_devices(tmp_path: Path):
         (["H10=1"], "", "did you mean H100?"),
         ([], "prices: {A10: 1.0}\n", "there is no device 'A10'; did you mean A100?"),
         ([], "devices: {X: {memory_gb: 1}}\n", "devices.X.tflops: is missing"),
+        (
+            [],
+            "devices: {X: {memory_gb: 1, tflops: 0}}\n",
+            "devices.X.tflops: must be greater than 0.0 (got 0)",
+        ),
         ([], "devices: {X: 80}\n", "devices.X: must hold memory_gb, tflops and price (got 80)"),
         (
             [],
@@ -112,5 +122,9 @@ def test_the_share_of_a_first_training():
 def test_origins_are_found_by_the_longest_name():
     assert find_origin("meta-llama/Meta-Llama-3-70B-Instruct").tokens == 15e12  # type: ignore[union-attr]
     assert find_origin("HuggingFaceTB/SmolLM2-1.7B").tokens == 11e12  # type: ignore[union-attr]
+    assert find_origin("meta-llama/Llama-3.2-1B-Instruct").tokens == 9e12  # type: ignore[union-attr]
+    assert find_origin("meta-llama/Llama-3.1-8B").tokens == 15e12  # type: ignore[union-attr]
+    assert find_origin("Qwen/Qwen3-8B").tokens == 36e12  # type: ignore[union-attr]
+    assert find_origin("Qwen/Qwen3.5-8B") is None  # a later version was trained on other text
     assert find_origin("org/mine") is None
     assert find_origin(None) is None

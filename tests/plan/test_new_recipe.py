@@ -391,6 +391,22 @@ def test_from_another_recipe_with_another_model(place: Path):
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {sources: {a: x}}", r"old\.yaml: data\.sources\.a: must hold .* \(got 'x'\)"),
+        ("data: {sources: {a: }}", r"data\.sources\.a: must hold keys and values \(got None\)"),
+        ("train: text", r"old\.yaml: train: must hold keys and values \(got 'text'\)"),
+        ("data: [1]", r"old\.yaml: data: must hold keys and values \(got \[1\]\)"),
+    ],
+)
+def test_another_recipe_that_cannot_be_taken_apart(place: Path, text: str, message: str):
+    letters(place / "letters")
+    (place / "old.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        init_recipe(InitRequest("mine", "model", ("letters",), start_from="old.yaml"))
+
+
+@pytest.mark.parametrize(
     ("request_", "message"),
     [
         ({"documents": ("lettres",)}, r"--documents lettres: no such file; paths count from"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import GPT2Config
 
 from tests.conftest import paragraph
 from tests.helpers.projects import recipe
@@ -15,6 +16,8 @@ from toolkit.machine import ProductSpeeds
 from toolkit.pipeline.models import ensure_data
 from toolkit.pipeline.set_power import say_expected
 from toolkit.plan import outlook
+from toolkit.plan.model import Located
+from toolkit.stage import read_manifest
 
 FAST = ProductSpeeds("cpu", {"fp32": 2e11, "bf16": 4e11, "fp16": 3e9})
 SLOW = ProductSpeeds("cpu", {"fp32": 2e5, "bf16": 1e5, "fp16": 1e5})
@@ -86,6 +89,32 @@ def test_what_cannot_be_estimated_stops_nothing(
     assert "tiny: how long it will take here cannot be told (no such thing)" in (
         capsys.readouterr().out
     )
+
+
+def test_a_model_with_names_of_its_own_is_trained_all_the_same(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(outlook, "product_speeds", lambda: FAST)
+    (project / "gpt").mkdir()
+    GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64).save_pretrained(project / "gpt")
+    run = open_run(project, {})
+    monkeypatch.setattr(outlook, "locate_model", lambda _: Located.in_folder(project / "gpt"))
+    outlook.say_outlook(run, "cpt")
+    assert "tiny: about " in capsys.readouterr().out
+    # What its config.json does not say at all is no reason to stop either.
+    (project / "gpt" / "config.json").write_text('{"model_type": "none of ours"}')
+    outlook.say_outlook(run, "cpt")
+    assert "cannot be told" in capsys.readouterr().out
+
+
+def test_of_training_that_was_begun_the_rest_of_all_epochs_is_left(project: Path):
+    run = open_run(project, {"train": {**recipe()["train"], "epochs": 4}})
+    results = read_manifest(ensure_data(run))["results"]["train"]
+    one_epoch = results["domain_tokens"] + results["general_tokens"]
+    log = run.root / "cpt.partial" / "metrics.jsonl"
+    log.parent.mkdir()
+    log.write_text(json.dumps({"tokens": one_epoch}) + "\n")
+    assert outlook._fraction_left(run.root, run.recipe.train.epochs) == pytest.approx(0.75)
 
 
 def test_a_finished_run_says_nothing(

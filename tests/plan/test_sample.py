@@ -16,13 +16,13 @@ from tests.conftest import paragraph, tiny_config
 from toolkit.data.config import ArtifactSection, CleaningSection, SourceSection
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.plan import sample as sample_module
-from toolkit.plan.evidence import look
+from toolkit.plan.evidence import Looked, evidence_of, look
 from toolkit.plan.ready_recipe import recipe_text
 from toolkit.plan.sample import is_fetched, sample_source
 from toolkit.plan.settings import Setting
 from toolkit.plan.surprise import TextPiece, measure_surprise, shuffled_words
 from toolkit.plan.token_budget import source_amount
-from toolkit.plan.words import word_figures
+from toolkit.plan.words import WordFigures, word_figures
 
 LOOSE = CleaningSection(
     min_words=1, max_repeated_line_fraction=1.0, max_repeated_ngram_fraction=1.0
@@ -75,6 +75,9 @@ def test_a_limit_of_documents_says_how_large_the_part_is(tmp_path: Path, monkeyp
     rows(tmp_path / "a.jsonl", 640)
     found = sampled(monkeypatch, tmp_path, seconds=0.0, files=["a.jsonl"], max_documents=128)
     assert found.seen_fraction == 0.5
+    # A limit beyond what the file holds says nothing of its size.
+    found = sampled(monkeypatch, tmp_path, seconds=0.0, files=["a.jsonl"], max_documents=64_000)
+    assert found.seen_fraction == pytest.approx(0.1, rel=0.15)
 
 
 def test_what_is_kept_is_bounded_and_does_not_depend_on_the_order(tmp_path: Path, monkeypatch):
@@ -148,11 +151,34 @@ def test_words_by_hand():
     # " net" 2, " amortization" 7, twice; " the" 2 -> (2 + 7 + 7 + 2) / 4; "2019" is no word
     found = word_figures(["net amortization 2019", "the amortization"], ["The cat"] * 4, Letters())
     assert found.num_words == 4
+    # Rare is what the other lacks in as much text, whichever is the longer one.
+    assert word_figures(["a b c d"], ["d c b a"], Letters()).rare_fraction == 0.0
+    assert word_figures(["a b c d"] * 9, ["a b"], Letters()).rare_fraction == 0.0
+    assert word_figures(["a b"], ["c d a b"] * 9, Letters()).rare_fraction == 1.0
+    assert word_figures(["a b c d"] * 9, ["a b"], Letters()).num_words == 36
     assert found.tokens_per_word == 18 / 4
     assert found.badly_split_fraction == 0.5
     assert found.rare_fraction == 0.75  # the other texts have "the", in another case
     assert found.examples == ("amortization",)
     assert found.tokens_per_byte == (11 + 8) / (21 + 16)
+
+
+def words(num_words: int, rare: float, per_word: float = 1.0) -> WordFigures:
+    return WordFigures(num_words, per_word, 0.0, 0.25, rare, ())
+
+
+@pytest.mark.parametrize(("num_general", "rare"), [(60_000, 0.4), (900, None)])
+def test_words_of_a_short_text_are_not_called_rare(num_general: int, rare: float | None):
+    looked = Looked({}, {}, {"domain": words(60_000, 0.4), "general": words(num_general, 0.1)}, {})
+    found = evidence_of(looked, None, trained_parameters=None, num_talks=0)
+    assert found.rare == rare
+    assert found.pieces_ratio == 1.0
+
+
+def test_of_text_without_letters_there_are_no_pieces_of_words():
+    figures = word_figures(["2019 2020", "17 %"], None, Letters())
+    looked = Looked({}, {}, {"domain": words(60_000, 0.4), "general": figures}, {})
+    assert evidence_of(looked, None, trained_parameters=None, num_talks=0).pieces_ratio is None
 
 
 def test_looking_without_a_tokenizer_assumes(tmp_path: Path, monkeypatch):

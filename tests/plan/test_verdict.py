@@ -37,6 +37,8 @@ FAMILIAR: dict[str, Any] = {
         (5e9, {}, "cpt", "not measured", False),
         (4e7, FOREIGN, "cpt", "strong", True),  # four epochs are worth 149M
         (4e7, FAMILIAR, "nothing", "weak", True),
+        (4e7, {**FAMILIAR, "num_talks": 5000}, "fine-tuning", "weak", True),
+        (5e9, {**FAMILIAR, "is_talk": True}, "fine-tuning", "weak", True),
         (8e4, FOREIGN, "retrieval", "strong", True),
         (8e4, {**FOREIGN, "num_talks": 64}, "retrieval", "strong", True),
         (8e4, {**FOREIGN, "num_talks": 5000}, "fine-tuning", "strong", True),
@@ -158,6 +160,14 @@ def test_few_steps_are_made_more():
     assert found["train.global_batch_size"].value == 3
     assert found["train.micro_batch_size"].value == 3
     assert "train.global_batch_size" not in settings(steps=5000)
+
+
+def test_few_steps_of_a_curriculum_are_counted_with_its_own_epochs():
+    now = {key: value for key, value in settings_now().items() if key != "train.epochs"}
+    # So little text would be seen four times, were it not for the curriculum's own amounts.
+    found = settings(steps=20, domain_tokens=4e7, now=now)
+    assert found["train.global_batch_size"].why.startswith("20 steps are few")
+    assert "train.global_batch_size" not in settings(steps=20, epochs=3, now=now)
 
 
 def test_new_tokens_only_with_text_to_learn_them():

@@ -83,10 +83,14 @@ def recipe_values() -> dict[str, Any]:
 def make_material(
     tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Material]:
-    """`make_material(recipe_values, results=…)`: a whole run below the current folder."""
+    """`make_material(recipe_values, results=…, out_dtype=…)`: a run below the current folder."""
     monkeypatch.chdir(tmp_path)
 
-    def make(values: dict[str, Any], results: dict[str, Any] | None = None) -> Material:
+    def make(
+        values: dict[str, Any],
+        results: dict[str, Any] | None = None,
+        out_dtype: str = "bfloat16",
+    ) -> Material:
         general = make_model(Path("general"), seed=1, dtype=torch.bfloat16)
         root = Path("runs/tiny")
         cpt = stage(root, "cpt", {"train": {"epochs": 1, "schedule": {"peak_lr": 1e-3}}})
@@ -110,7 +114,7 @@ def make_material(
                 {"model": "./runs/tiny/cpt", "parameters": {"weight": 0.5}},
             ],
             "dtype": "float32",
-            "out_dtype": "bfloat16",
+            "out_dtype": out_dtype,
         }
         with merge.running() as work:
             run_merge(parse_merge_config(config, where="test"), work / "model", seed=7)

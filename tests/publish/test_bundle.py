@@ -105,6 +105,8 @@ def test_the_card(material: Material):
     assert [r.metric_value for r in found.eval_results] == [0.75, 1.02]
     assert found.eval_results[0].dataset_name == "docs (domain, 4 documents)"
     assert "| this model | 0.7500 (0.7400 to 0.7600)<br>-0.1500 (-0.1600 to -0.1400)" in text
+    assert "On test items that were scored once, lower is better" in text
+    assert "It was tested on docs (4 items), web (5 items)." in text
     assert "one of 3 candidates" in text
     assert "| docs (local files) | domain | public | 1,234 |  | 2 documents |" in text
     assert "| training loss, first and last step | 2.500, 1.500 nats a token |" in text
@@ -209,6 +211,7 @@ def test_what_is_accepted_goes_on_record(
     assert record["accepted"] == {"test": "a bug in the first call"}
     text = (folder / "README.md").read_text()
     assert "- `test`: a bug in the first call" in text
+    assert "scored 2 times, so that what was chosen after the first look is biased" in text
     assert "not needed" not in text
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -148,6 +149,52 @@ def test_pickles_and_code(subject: CheckedBundle, name: str, data: bytes):
     assert name in faults(subject, "pickles")
 
 
+@pytest.mark.parametrize("header_bytes", [0x0280, 0x4B50])
+def test_a_header_s_length_may_begin_as_a_pickle_does(subject: CheckedBundle, header_bytes: int):
+    path = subject.folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors, path, metadata={"format": "pt"})
+    data = path.read_bytes()
+    old_bytes = int.from_bytes(data[:8], "little")
+    header_bytes += 0x10000 if old_bytes > header_bytes else 0
+    header = data[8 : 8 + old_bytes].ljust(header_bytes)
+    path.write_bytes(header_bytes.to_bytes(8, "little") + header + data[8 + old_bytes :])
+    assert path.read_bytes()[:2] in {b"\x80\x02", b"PK"}
+    assert only(subject) == []
+    # The name alone proves nothing.
+    path.write_bytes(b"\x80\x02}q\x00.")
+    assert "begins as a pickle does" in faults(subject, "pickles")
+
+
+def test_a_library_that_gives_up_fails_its_check(
+    subject: CheckedBundle, monkeypatch: pytest.MonkeyPatch
+):
+    def give_up(_: object) -> tuple[list[str], str]:
+        return [json.dumps(object())], ""  # a TypeError, raised by what is not ours
+
+    monkeypatch.setitem(cast(dict[str, object], CHECKS), "loads", give_up)
+    assert "could not be made: " in faults(subject, "loads")
+    assert only(subject) == ["loads"]
+
+    def own_bug(_: object) -> tuple[list[str], str]:
+        raise KeyError("ours")
+
+    monkeypatch.setitem(cast(dict[str, object], CHECKS), "loads", own_bug)
+    with pytest.raises(KeyError, match="ours"):
+        only(subject)
+
+
+def test_terms_are_known_however_they_are_written(
+    make_material: Callable[..., Material], recipe_values: dict[str, Any]
+):
+    recipe_values["model"]["license"] = "gemma"
+    recipe_values["publish"]["license"] = "Gemma"
+    material = make_material(recipe_values)
+    (material.general / "LICENSE").write_text("Gemma Terms of Use\n")
+    folder = make_bundle(material, "safetensors", REPO, {})
+    assert "license: gemma\n" in (folder / "README.md").read_text()
+
+
 def test_test_sets_scored_twice(subject: CheckedBundle):
     twice = replace(subject, results=results_with(test_scorings=2))
     assert faults(twice, "test") == (
@@ -272,6 +319,8 @@ def test_acceptance_needs_a_check_and_a_reason():
     assert parse_accepted(["merge=only  to\ntry"]) == {"merge": "only to try"}
     with pytest.raises(ConfigError, match="did you mean licenses"):
         parse_accepted(["licences=fine"])
+    with pytest.raises(ConfigError, match="test is accepted twice"):
+        parse_accepted(["test=a", "test=b"])
     with pytest.raises(ConfigError, match="give a reason"):
         parse_accepted(["test="])
 

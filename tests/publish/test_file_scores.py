@@ -12,7 +12,7 @@ import pytest
 from toolkit.errors import PublishError
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.publish import stage as publish_stage
-from toolkit.publish.file_scores import FileLoss, compare_losses
+from toolkit.publish.file_scores import FileLoss, FileScorer, compare_losses
 from toolkit.publish.material import Material
 from toolkit.publish.stage import make_bundle
 from toolkit.stage import load_json
@@ -71,6 +71,34 @@ def test_what_is_watched_is_shown_and_not_judged():
     assert found.change.estimate == pytest.approx(0.04)
     assert found.limit is None
     assert found.fault is None
+
+
+@pytest.mark.parametrize(
+    ("out_dtype", "scored"), [("bfloat16", []), ("float32", ["tiny-BF16.gguf"])]
+)
+def test_a_file_is_scored_unless_it_holds_the_merge_s_own_numbers(
+    make_material: Callable[..., Material],
+    recipe_values: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    out_dtype: str,
+    scored: list[str],
+):
+    titles: list[str] = []
+
+    def losses_of(_: object, __: Path, title: str) -> list[FileLoss]:
+        titles.append(title)
+        return []
+
+    # The data stage of these runs holds no documents: they are not asked for before a file is.
+    monkeypatch.setattr(FileScorer, "losses_of", losses_of)
+    recipe_values["publish"] |= {"gguf_tolerance": 0.05, "gguf": ["F32", "BF16"]}
+    make_bundle(make_material(recipe_values, out_dtype=out_dtype), "gguf", "org/tiny", {})
+    assert titles == scored
+
+
+def test_what_was_not_scored_is_said(material: Material, capsys: pytest.CaptureFixture[str]):
+    make_bundle(material, "gguf", "org/tiny", {})
+    assert "files      not scored, as publish.gguf_tolerance is null" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("low", "state"), [(0.01, "passed"), (0.1, "failed")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ NONE: dict[str, tuple[Path | None, Path | None]] = {
 def parents(general: str | None, specialist: str | None) -> list[Parent]:
     return [
         Parent("general", "org/a", None, general, True),
-        Parent("specialist", "org/b", None, specialist, False),
+        Parent("specialist", "org/b", None, specialist, False, trained_from="general"),
     ]
 
 
@@ -96,6 +97,30 @@ def test_apaches_text_is_at_hand_and_mits_is_not(tmp_path: Path):
     found = find_agreements(parents("mit", "mit"), folders, NONE)
     assert found.files == {"LICENSE.txt": b"MIT License, Copyright Jane"}
     assert found.licenses == {"general", "specialist"}
+
+
+@pytest.mark.parametrize(
+    ("terms", "is_shared"),
+    [("mit", False), ("bsd-3-clause", False), ("Llama3", True), ("gemma", True), ("gpl-3.0", True)],
+)
+def test_a_text_that_names_its_holder_is_no_one_else_s(tmp_path: Path, terms: str, is_shared: bool):
+    general, specialist = parents(terms.lower(), terms)
+    other = replace(specialist, trained_from=None)
+    (tmp_path / "LICENSE").write_text("Copyright (c) Jane")
+    folders = {"general": tmp_path, "specialist": tmp_path / "no"}
+    assert find_agreements([general, specialist], folders, NONE).licenses == {*folders}
+    found = find_agreements([general, other], folders, NONE).licenses
+    assert found == ({*folders} if is_shared else {"general"})
+    # The other way round too: the general model has no right to the specialist's.
+    turned = {"general": tmp_path / "no", "specialist": tmp_path}
+    found = find_agreements([general, other], turned, NONE).licenses
+    assert found == ({*folders} if is_shared else {"specialist"})
+
+
+def test_a_notice_without_a_last_line_end(tmp_path: Path):
+    (tmp_path / "NOTICE").write_text("by Jane")
+    found = find_agreements(parents("llama3", "mit"), {"general": tmp_path}, NONE)
+    assert found.files["NOTICE"].startswith(b"by Jane\nMeta Llama 3 is licensed")
 
 
 def test_two_parents_with_texts_of_their_own(tmp_path: Path):

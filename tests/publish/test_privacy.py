@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ def found(tmp_path: Path, text: str, name: str = "report.json") -> list[str]:
         ('"/Users/jane/x"', "a local path (/Users/jane/x)"),
         ("C:\\Users\\jane\\x", "a local path (C:\\Users\\jane\\x)"),
         ("file:///srv/x", "a local path (file:///srv/x)"),
+        ("/srv/models/x", "a local path (/srv/models/x)"),
+        ("at=/nfs/team/x", "a local path (/nfs/team/x)"),
+        ("x:/home/alice/data", "a local path (x:/home/alice/data)"),
+        ("host:/home/alice/data", "a local path (/home/alice/data)"),
+        ("D:/models/x", "a local path (D:/models/x)"),
+        ("D:\\reports\\x", "a local path (D:\\reports\\x)"),
+        ("see ~/models", "a local path (~/models)"),
+        ("see ~alice/models", "a local path (~alice/models)"),
+        ("\\\\server\\share", "a local path (\\\\server\\share)"),
         ("token hf_" + "a" * 34, "what looks like a secret (hf_a…)"),
         ("AKIA" + "B" * 16, "what looks like a secret (AKIA…)"),
         ("ghp_" + "c" * 36, "what looks like a secret (ghp_…)"),
@@ -31,7 +41,10 @@ def found(tmp_path: Path, text: str, name: str = "report.json") -> list[str]:
     ],
 )
 def test_what_must_not_leave(tmp_path: Path, text: str, words: str):
-    assert found(tmp_path, f"first\n{text}\n") == [f"report.json, line 2: {words}"]
+    assert found(tmp_path, f"first\n{text}\n", "README.md") == [f"README.md, line 2: {words}"]
+    # In JSON backslashes are doubled, and an address may have its slashes escaped.
+    for value in (json.dumps(text), json.dumps(text).replace("/", "\\/")):
+        assert found(tmp_path, f'{{"a":\n{value}}}') == [f"report.json, line 2: {words}"]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +56,12 @@ def test_what_must_not_leave(tmp_path: Path, text: str, words: str):
         "org/model@v1.0",
         "<a href='/home'>",
         "3 /opt 4",
+        "/v1/chat/completions",
+        "#!/usr/bin/env",
+        "about ~5/6 of it",
+        r"{{ 'A:\n' + '\n\n' }} \n\nB:\nno",
+        r"the regex \\s\w+ and \\d+",
+        json.dumps(r"{{ 'Q:\n\nWhat?' }}" + "\n\nA:\n\n"),
         "linear alpha=0.8",
     ],
 )
@@ -64,6 +83,12 @@ def test_this_machines_names_and_folders(tmp_path: Path, monkeypatch: pytest.Mon
     pieces = '{"janedoe": 5, "a@b.cd": 6}'
     assert found(tmp_path, pieces, "tokenizer.json") == []
     assert len(found(tmp_path, f"{tmp_path}", "tokenizer.json")) == 1
+
+
+def test_a_folder_at_the_root_of_this_machine(tmp_path: Path):
+    root = tmp_path.resolve().parts[1]  # whatever it is called
+    assert f"(/{root}/x)" in found(tmp_path, f"/{root}/x")[0]
+    assert found(tmp_path, "/no-folder-here/x") == []
 
 
 def test_ordinary_user_names_are_no_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.hub_server import Hub
 from tests.publish.conftest import hub, make_material, material, recipe_values
-from toolkit.errors import ConfigError, PublishError
+from toolkit.errors import ConfigError, PublishError, ToolkitError
 from toolkit.publish.bundle import write_sums
 from toolkit.publish.hub import HubTarget, upload_bundle
 from toolkit.publish.material import Material
@@ -54,6 +56,50 @@ def test_without_parents_it_says_what_is_missing(bundle: Path, capsys: pytest.Ca
 def test_another_model_is_not_the_parent(bundle: Path):
     with pytest.raises(PublishError, match="is not the general model that was merged"):
         verify(bundle, {"general": Path("runs/tiny/cpt")})
+
+
+@pytest.mark.parametrize("manifest", ["its own", "[]", '{"outputs": 3}'])
+def test_a_parent_s_weights_are_read(bundle: Path, manifest: str):
+    """What a manifest says of them may be old, or another program's."""
+    specialist = Path("runs/tiny/cpt")
+    if manifest != "its own":
+        (specialist / "manifest.json").write_text(manifest)
+    parents = {"general": Path("general"), "specialist": specialist}
+    assert verify(bundle, parents)
+    weights = specialist / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(PublishError, match="is not the specialist model that was merged"):
+        verify(bundle, parents)
+    # Nor is it taken for the parent where it is looked for.
+    assert verify(bundle, {"general": Path("general")}, runs=Path("runs"))
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ([], "must hold keys and values"),
+        ({"parents": [{"role": "general", "weights": {}}], "merge": {}}, "parents.0.name: "),
+        ({"parents": 3, "merge": {}}, "parents: "),
+    ],
+)
+def test_a_record_that_is_none(bundle: Path, record: object, words: str):
+    (bundle / "bundle.json").write_text(json.dumps(record))
+    write_sums(bundle)
+    for where in (str(bundle), f"file://{bundle.absolute()}"):
+        with pytest.raises(ToolkitError, match=words):
+            verify(where)
+
+
+def test_the_merge_is_made_again_in_the_cache_folder(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "memory"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert verify(bundle, {"general": Path("general"), "specialist": Path("runs/tiny/cpt")})
+    assert (tmp_path / "cache").is_dir()
+    assert not (tmp_path / "memory").exists()
 
 
 def test_weights_that_are_no_such_merge(bundle: Path, capsys: pytest.CaptureFixture[str]):

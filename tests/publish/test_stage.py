@@ -79,13 +79,17 @@ def test_from_recipe_to_a_model_that_others_load(
     project: Path, hub: Hub, run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ):
     assert run("merge", "choose", "tiny.yaml").returncode == 0
-    # Without credentials the bundle is made, and one line says what is missing.
+    # Without credentials one line says what is missing, before any work; the bundle can be made.
     first = run(*WORDS, token=None)
     assert first.returncode == 1, first.stdout
-    assert "passed    weights" in first.stdout
+    assert first.stdout == ""
     assert first.stderr.strip().startswith("error: there are no credentials for http://127")
     assert len(first.stderr.strip().splitlines()) == 1
     bundle = project / "runs/tiny/publish/safetensors"
+    assert not bundle.exists()
+    made = run(*WORDS, "--no-upload", token=None)
+    assert made.returncode == 0, made.stderr
+    assert "passed    weights" in made.stdout
     assert (bundle / "SHA256SUMS").is_file()
     assert not hub.repositories
 
@@ -163,6 +167,8 @@ def test_from_recipe_to_a_model_that_others_load(
         (("--repo", REPO, "--to", "/dev/null"), "is a file"),
         (("--repo", REPO, "--accept", "x=y"), "there is no check 'x'"),
         (("--repo", REPO, "--to", "file:///x", "--pr"), "belong to the hub"),
+        (("--repo", REPO, "--pr", "--tag", "v1"), "--pr only proposes one"),
+        (("--repo", REPO, "--accept", "test=a", "--accept", "test=b"), "accepted twice"),
     ],
 )
 def test_flags_are_checked_before_any_work(
@@ -180,7 +186,7 @@ def test_flags_are_checked_before_any_work(
     monkeypatch.setattr(sys, "argv", ["toolkit", "publish", "run", "finance", *words])
     with pytest.raises(SystemExit) as stop:
         main.main()
-    assert stop.value.code == 2
+    assert stop.value.code == 2, words
     shown = capsys.readouterr().err
     assert text in shown
     assert len(shown.strip().splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -161,6 +162,40 @@ def test_a_new_version_takes_the_old_ones_place(
     assert contents(place) == local(bundle)
 
 
+def test_an_old_version_again_after_a_new_one_was_cut(
+    place: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    upload_to_store(bundle, place)
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    (other / "model-1.safetensors").write_bytes(b"\x07" * 70_000)  # of the same size
+    write_sums(other)
+    put = module._put
+
+    def cut(*words: Any) -> None:
+        put(*words)
+        raise ConnectionResetError("gone")  # the file stands, and nothing could be noted of it
+
+    monkeypatch.setattr(module, "_put", cut)
+    with pytest.raises(PublishError, match="gone"):
+        upload_to_store(other, place)
+    monkeypatch.setattr(module, "_put", put)
+    upload_to_store(bundle, place)
+    assert contents(place) == local(bundle)
+    assert verify_files(place).faults == ()
+
+
+def test_a_note_that_was_left_beside_a_whole_bundle(place: str, bundle: Path):
+    upload_to_store(bundle, place)
+    store, root = open_store(place)
+    store.pipe_file(f"{root}/{module.PARTIAL}", b"")  # killed before its last step
+    assert verify_files(place).faults == ()
+    if module.is_local(store):
+        assert verify_files(root).faults == ()
+    upload_to_store(bundle, place)
+    assert contents(place) == local(bundle)
+
+
 def test_damage_is_found(place: str, bundle: Path):
     upload_to_store(bundle, place)
     store, root = open_store(place)
@@ -198,7 +233,7 @@ def test_places_that_are_none(
     assert "s" * 20 not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["plain", "with space", "50%20off", "a#b?c=d", "größe"])
+@pytest.mark.parametrize("name", ["plain", "with space", "50%20off", "a#b?c=d", "größe", "a::b"])
 def test_a_folder_is_a_store(name: str, tmp_path: Path, bundle: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     upload_to_store(bundle, store_address(name))

@@ -7,14 +7,20 @@ import pytest
 from tests.helpers.outcomes import interval, make_values, set_row
 from toolkit.data.config import SourceSection
 from toolkit.publish.config import PublishSection
-from toolkit.publish.settings import SourceFacts, source_facts
-from toolkit.publish.tables import result_rows, result_titles
+from toolkit.publish.settings import SourceFacts, source_facts, training_facts
+from toolkit.publish.tables import result_rows, result_titles, table
 from toolkit.select.results import MergeResults
 
 SOURCES = [
     SourceFacts("news", "general", "mit", "org/news", ""),
     SourceFacts("filings", "domain", "mit", None, ""),
 ]
+
+
+def test_a_bar_stays_in_its_cell():
+    # GFM reads a backslash with the sign after it: of two before a bar, the bar ends the cell.
+    first = table(("a", "b"), [("x|y\nz", "c\\|d"), ("p\\", "q")]).splitlines()[2:]
+    assert first == ["| x\\|y z | c\\\\\\|d |", "| p\\ | q |"]
 
 
 def test_each_set_has_its_own_unit_and_count():
@@ -34,7 +40,7 @@ def test_each_set_has_its_own_unit_and_count():
     assert [title.head for title in titles] == [
         "filings (domain), bits per byte (43 documents)",
         "news (general), bits per byte (20 documents)",
-        "retention (general), nats per token (32 documents)",
+        "retention (general), nats per token (32 items)",
     ]
     assert [title.slug for title in titles] == ["filings", "org/news", "retention"]
     assert [title.metric for title in titles] == [
@@ -49,6 +55,27 @@ def test_each_set_has_its_own_unit_and_count():
         "this model",
         "0.8100 (0.7650 to 0.8550)<br>-0.1400 (-0.1600 to -0.1200)",
     )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (
+            {"kind": "cosine", "warmup_fraction": 0.005, "final_lr_fraction": 0.0125},
+            "cosine, re-warmed over 0.5% of the steps, down to 1.25% of the peak",
+        ),
+        ({"kind": "minimum", "warmup_fraction": 0.02, "final_lr_fraction": 0.1},
+         "minimum, down to 10% of the peak"),
+        (
+            {"kind": "wsd", "warmup_fraction": 0.07, "decay_fraction": 0.2, "final_lr_fraction": 0},
+            "wsd, re-warmed over 7% of the steps, falling in the last 20% of them, down to 0% of "
+            "the peak",
+        ),
+    ],
+)  # fmt: skip
+def test_a_schedule_is_told_with_its_figures(schedule: dict[str, object], words: str):
+    facts = training_facts({}, {"config": {"train": {"schedule": schedule}}})
+    assert facts["schedule"] == words
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,13 @@ def test_without_general_text_nothing_is_replayed_and_something_is_watched(tmp_p
     values["train"] = {"forgetting_monitor": {"action": "stop"}}
     nothing_general, nothing_to_monitor = faults(tmp_path, values)
     assert nothing_general.startswith("evaluate.retention: no set has the role general")
+    for watched in (
+        {"infilling": {"role": "general"}},
+        {"behavior": {"roles": {"unfinished": "general"}}},
+        {"tasks": [{"task": "arc_easy", "role": "general"}]},
+    ):
+        values["evaluate"] = {"retention": {"num_prompts": 0}, **watched}
+        assert not any("no set has the role" in fault for fault in faults(tmp_path, values))
     assert nothing_to_monitor.startswith("train.forgetting_monitor.action: stop acts on a loss on")
 
 

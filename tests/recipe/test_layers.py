@@ -103,6 +103,15 @@ def test_without_stages_domain_sources_are_cut(tmp_path: Path):
     assert cut == {"papers": 321, "guides": 107, "web": None}
 
 
+def test_a_source_that_is_not_trained_on_takes_nothing_of_the_budget(tmp_path: Path):
+    values = recipe(scales={"laptop": {"tokens": 1000}})
+    values["data"]["sources"]["guides"]["split"] = {"test": {}}
+    small = load(tmp_path, values, "laptop")
+    # 750 of the domain, all of them of the papers, which are seen twice.
+    assert small.data.sources["papers"].split["train"].max_tokens == 375
+    assert "train" not in small.data.sources["guides"].split
+
+
 def test_stages_are_scaled_in_proportion(tmp_path: Path):
     values = recipe(scales={"laptop": SMALL})
     values["data"]["stages"] = STAGES

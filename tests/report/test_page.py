@@ -168,9 +168,15 @@ def test_everything_is_escaped(tmp_path: Path):
 
 
 def test_what_is_needed_to_run_it_again_names_no_machine():
-    recipe = {"model": {"path": "/home/someone/models/mine"}, "files": ["/data/x.txt", "y/*.txt"]}
+    recipe = {
+        "model": {"path": "/home/someone/models/mine"},
+        "files": ["/data/x.txt", "y/*.txt"],
+        "search": {"num_trials": 9, "storage": "postgresql://me:secret@host/db"},
+    }
     again = again_of("mine", recipe, {"general": "ab"})
     assert "/home" not in again.recipe
+    assert "num_trials: 9" in again.recipe
+    assert "secret" not in again.recipe
     assert "path: mine" in again.recipe
     assert "y/*.txt" in again.recipe
     assert again.commands[-1] == "make merge DOMAIN=mine"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from toolkit.checkpoint.load import load_causal_model
+from toolkit.errors import MergeError
 from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.search.candidate_scorer import Bench, device_of
-from toolkit.search.space import endpoint, sweep_point
+from toolkit.search.space import alone, endpoint, sweep_point
 
 
 def first_logits(model: Any, rows: Sequence[int]) -> list[float]:
@@ -73,6 +76,40 @@ def test_a_model_as_it_stands_is_scored_once_for_all_seeds_and_partners(
             bench.score(candidate, items, [0, 1])
     # general once, the two specialists once each, the merge for each seed and partner
     assert len(scored) == 1 + 2 + 3
+
+
+def test_of_several_specialists_each_is_scored_once_as_it_stands(
+    two_models: tuple[Path, Path], tmp_path: Path
+):
+    names = ("law", "news")
+    folders = dict(zip(("general", *names), (*two_models, two_models[1]), strict=True))
+    loaded = load_causal_model(two_models[0], torch.float32)
+    cache, scored = ScoreCache(tmp_path / "scores.jsonl"), []
+
+    def count(model: Any, rows: Sequence[int]) -> list[float]:
+        scored.append(len(rows))
+        return first_logits(model, rows)
+
+    items = replace(LOGITS, score=count)
+    for news in ("n", "another"):
+        parents = {"general": "g", "law": "l", "news": news}
+        bench = Bench(folders, loaded, seed=0, cache=cache, parents=parents)
+        for candidate in (endpoint("general", names), endpoint("general"), alone("law")):
+            if "specialist" not in candidate.config.model_names():
+                bench.apply(candidate.config)
+            bench.score(candidate, items, [0, 1])
+    assert len(scored) == 2  # the general model, and law
+
+
+def test_a_merge_that_is_no_finite_number_has_no_distance(
+    two_models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    folders = dict(zip(("general", "specialist"), two_models, strict=True))
+    bench = Bench(folders, load_causal_model(two_models[0], torch.float32), seed=0)
+    bench.apply(sweep_point(0.5).config)
+    monkeypatch.setattr(bench._live, "distance", lambda *_: math.inf)
+    with pytest.raises(MergeError, match="distance from the general model is inf"):
+        bench.distance()
 
 
 def test_a_pass_that_gives_two_sets_is_done_once_a_merge(two_models: tuple[Path, Path]):

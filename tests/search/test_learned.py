@@ -13,8 +13,10 @@ from toolkit.errors import ConfigError
 from toolkit.evaluate.config import EvaluationRole
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.merge.in_memory import LiveMerge
+from toolkit.search import learned
 from toolkit.search.config import LearnedSection, RaceSection
 from toolkit.search.learned import (
+    FigureTrade,
     LiveProfile,
     ModuleGroup,
     find_groups,
@@ -139,6 +141,29 @@ def test_what_is_learned_trades_better_than_the_plain_mean(
     again = load_learned(path)
     assert again is not None
     assert again.key == candidate.key
+
+
+def test_tokens_of_what_is_worth_nothing_are_not_counted(
+    two_models: tuple[Path, Path], live: LiveMerge, monkeypatch: pytest.MonkeyPatch
+):
+    sets = [texts("filings", "domain", 1), texts("news", "general", 2)]
+    objective = Objective(
+        sets,
+        weights={},
+        tolerances={},
+        tolerance=0.05,
+        confidence=0.95,
+        race=RaceSection(enabled=False),
+        seed=1,
+    )
+    counted = []
+    for weights in ({"filings": 1.0, "news": 0.0}, {"filings": 1.0}):
+        trade = FigureTrade(weights, {items.name: items for items in sets})
+        monkeypatch.setattr(learned, "_balance", lambda *_, trade=trade: (trade, 0.0))
+        section = LearnedSection(steps=2)
+        _, figures = learn_profile(objective, live, loaded(two_models), section, torch.float32)
+        counted.append(figures["tokens"])
+    assert counted[0] == counted[1]
 
 
 def test_sets_without_texts_cannot_be_learned_from(two_models: tuple[Path, Path], live: LiveMerge):

@@ -9,7 +9,13 @@ import pytest
 import yaml
 
 from toolkit.errors import ConfigError
-from toolkit.search.space import endpoint, load_spaces, read_space, sweep_point
+from toolkit.search.space import (
+    alphas_by_name,
+    endpoint,
+    load_spaces,
+    read_space,
+    sweep_point,
+)
 from toolkit.search.unknowns import Options, Range
 
 MERGES = Path(__file__).parent.parent.parent / "merges"
@@ -231,6 +237,30 @@ def test_weights_on_the_simplex():
         config = space.candidate(parts).config
         found = [float(m.parameters["weight"]) for m in config.models or ()]  # type: ignore[arg-type]
         assert sum(found) == pytest.approx(1.0)
+
+
+def test_names_that_give_one_word_stay_apart():
+    weight = {"search": "simplex"}
+    template = {
+        "merge_method": "linear",
+        "models": [{"model": "specialists", "parameters": {"weight": weight}}],
+    }
+    names = ("law-eu", "law_eu", "news")
+    space = read_space("all", template, "all.yaml", specialists=names)
+    assert list(space.unknowns) == ["weight_part_law_eu", "weight_part_law_eu_2"]
+    entry = {"model": "specialists", "parameters": {"weight": {"search": [0.0, 1.0]}}}
+    ranges = {**template, "models": [entry]}
+    own = read_space("all", ranges, "all.yaml", specialists=names)
+    assert list(own.unknowns) == ["weight_law_eu", "weight_law_eu_2", "weight_news"]
+
+
+def test_what_has_an_alpha_and_is_no_plain_mean_is_not_on_the_sweep():
+    given = merge({"search": {"name": "alpha", "range": [0, 1]}})
+    given["models"][0]["parameters"]["weight"] = 1.0
+    candidate = read_space("linear", given, "linear.yaml").candidate({"alpha": 0.9})
+    assert candidate.name == sweep_point(0.9).name
+    assert candidate.name not in alphas_by_name([candidate])
+    assert alphas_by_name([sweep_point(0.9)])["linear alpha=0.9"] == 0.9
 
 
 def test_all_specialists_where_one_model_is_meant():

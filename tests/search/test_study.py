@@ -11,21 +11,32 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from optuna.trial import TrialState
 
 from tests.helpers.fakes import FakeBench, made_up_set, plan
 from toolkit.errors import ConfigError, EvaluationError, ToolkitError
+from toolkit.search import worker
 from toolkit.search.config import RaceSection
 from toolkit.search.queue import SearchPlan
 from toolkit.search.run import Scorer, run_search
+from toolkit.search.space import MergeSpace, alphas_by_name, read_space, sweep_point
 from toolkit.search.storage import JournalLock, spoken
-from toolkit.search.study import Study, is_surely_dead, pack, unpack, worker_identity
-from toolkit.search.worker import Worker
+from toolkit.search.study import (
+    DamagedScoresError,
+    Study,
+    is_surely_dead,
+    pack,
+    unpack,
+    worker_identity,
+)
+from toolkit.search.worker import Worker, plain_points
 
 IDENTITY = {"search": {"num_trials": 10}, "seed": 7}
 
@@ -162,6 +173,92 @@ def test_dead_and_living_workers():
     assert not is_surely_dead(f"elsewhere|{space}|{child.pid}|{began}")
 
 
+def test_a_clock_that_is_set_kills_nobody(monkeypatch: pytest.MonkeyPatch):
+    me, began = worker_identity(), psutil.Process().create_time()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: began + 1.0)
+    assert not is_surely_dead(me)
+
+
+def other_meaning() -> MergeSpace:
+    """A user's `linear.yaml`, whose alpha is the share of the general model."""
+    alpha = {"search": {"name": "alpha", "grid": [0.9]}}
+    weights = {"general": alpha, "specialist": {"search": "1 - alpha"}}
+    models = [{"model": name, "parameters": {"weight": w}} for name, w in weights.items()]
+    return read_space("linear", {"merge_method": "linear", "models": models}, "own/linear.yaml")
+
+
+def test_a_file_s_merge_is_not_taken_for_the_point_of_its_name(journal: Path):
+    wanted = plan(spaces=[other_meaning()], sampler="grid")
+    outcomes = run_search(wanted, journal, "tiny", IDENTITY, FakeBench())
+    assert [outcome.candidate.name for outcome in outcomes][-1] == "linear alpha=0.9 of linear.yaml"
+    alphas = alphas_by_name(outcome.candidate for outcome in outcomes)
+    assert "linear alpha=0.9 of linear.yaml" not in alphas
+    point = next(one for one in outcomes if one.candidate.key == sweep_point(0.9).key)
+    points = plain_points([replace(one, status="complete") for one in outcomes], wanted.fixed)
+    assert set(points) == {0.0, 0.3, 0.6, 0.9, 1.0}
+    assert points[0.9] is point.losses
+
+
+def test_what_another_worker_holds_of_the_general_model_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(worker, "_POLL_SECONDS", 0.05)
+    wanted = plan()
+    summary(tmp_path / "alone")
+    alone = open_study(tmp_path / "alone", wanted, begin=False).trials()
+    study = open_study(tmp_path / "shared", wanted)
+    general = study.claim()
+    assert general is not None
+    study.note(general, worker="elsewhere|x|1|1.00")
+    bench = FakeBench()
+    other = open_study(tmp_path / "shared", wanted, begin=False, stale_seconds=0.3)
+    Worker(wanted, other, bench).work()
+    # The specialist, then the general model of the silent worker, then the specialist again.
+    assert bench.merged[:3] == [1.0, 0.0, 1.0]
+    for trial, expected in zip(other.trials()[:5], alone[:5], strict=True):
+        assert trial.values == expected.values
+        kept, wanted_values = (one.user_attrs["outcome"] for one in (trial, expected))
+        assert kept["beyond"] == wanted_values["beyond"]
+
+
+def test_damaged_scores_of_a_study_are_named(journal: Path):
+    wanted = plan()
+    study = open_study(journal, wanted)
+    trial = study.claim()
+    assert trial is not None
+    study.note(trial, losses={"filings": "00000000:AAAA"})
+    study.put_back(trial)
+    with pytest.raises(
+        DamagedScoresError, match=r"scores\.jsonl: candidate 0: .*search\.study_name"
+    ):
+        Worker(wanted, study, FakeBench()).work()
+
+
+def test_helpers_are_ended_where_one_cannot_be_started(journal: Path):
+    begun: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def remembered(command: list[str], **settings: Any) -> subprocess.Popen[bytes]:
+        begun.append(start(command, **settings))
+        return begun[-1]
+
+    commands = [["sleep", "60"], ["/no/such/program"]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", remembered)
+        patch.setattr(start, "wait", lambda process, timeout=None: ended(process, timeout))
+        with pytest.raises(FileNotFoundError):
+            run_search(plan(), journal, "tiny", IDENTITY, FakeBench(), helpers=commands)
+    assert begun[0].poll() is not None
+
+
+def ended(process: subprocess.Popen[bytes], timeout: float | None) -> None:
+    """At once, in place of ten seconds of patience."""
+    if timeout is not None:
+        raise subprocess.TimeoutExpired("", timeout)
+    while process.poll() is None:
+        time.sleep(0.01)
+
+
 def test_a_silent_worker_of_another_machine_loses_its_candidate(journal: Path):
     study = open_study(journal, plan())
     trial = study.claim()
@@ -264,8 +361,21 @@ def test_a_replaced_journal_is_not_written_to(journal: Path):
         lock.acquire()
 
 
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("postgresql://me:secret@host/db", "postgresql://me@host/db"),
+        ("postgresql://me:s@cret@host/db", "postgresql://me@host/db"),
+        ("postgresql://host/db?user=me&password=secret", "postgresql://host/db"),
+        ("mysql+pymysql://me@host/db?passwd=secret", "mysql+pymysql://me@host/db"),
+    ],
+)
+def test_no_password_is_spoken(url: str, words: str):
+    assert spoken(url) == words
+    assert spoken(f"cannot reach '{url}' now") == f"cannot reach '{words}' now"
+
+
 def test_passwords_are_not_spoken():
-    assert spoken("postgresql://me:secret@host/db") == "postgresql://me@host/db"
     with pytest.raises(ConfigError, match="no storage that Optuna knows"):
         open_study("nosuch://me:secret@host/db", plan())
 

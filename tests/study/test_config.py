@@ -13,6 +13,7 @@ from toolkit.study.config import (
     StudySection,
     split_model,
     unknown_models,
+    unknown_sets,
 )
 
 
@@ -88,3 +89,22 @@ def test_variants_that_a_recipe_lacks_are_named():
     assert str(fault).startswith("study.claims.1.measure: there is no variant 'waek'")
     assert "did you mean weak" in fault.what
     assert unknown_models(None, []) == []
+
+
+@pytest.mark.parametrize(
+    ("test_set", "sources", "is_refused"),
+    [
+        ("general", {"docs": "domain", "general": "general"}, False),
+        ("general", {"docs": "domain", "general": "general", "web": "general"}, True),
+        ("domain", {"domain": "general", "docs": "domain"}, True),
+        ("retention", {"retention": "general", "docs": "domain"}, True),
+        ("docs", {"domain": "general", "docs": "domain"}, False),
+    ],
+)
+def test_a_source_that_is_called_as_a_role(
+    test_set: str, sources: dict[str, str], is_refused: bool
+):
+    study = StudySection.model_validate({"claims": [claim(test_set=test_set)]})
+    faults = [str(fault) for fault in unknown_sets(study, sources)]
+    assert bool(faults) == is_refused
+    assert not is_refused or "so it names two things" in faults[0]

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import paragraph
 from tests.helpers.projects import recipe
 from tests.helpers.tiny_runs import make_project
 from toolkit.errors import ConfigError, EvaluationError
+from toolkit.pipeline.models import ensure_data
 from toolkit.pipeline.run import Run
-from toolkit.study.stage import ensure_study, write_tables
+from toolkit.study import stage as module
+from toolkit.study.stage import StudySubject, ensure_study, score_subjects, write_tables
 
 
 def claim(of: Any, against: Any, **measure: Any) -> dict[str, Any]:
@@ -130,3 +134,48 @@ def test_without_claims(project: Path):
         ensure_study(Run.open("tiny.yaml"))
     with pytest.raises(ConfigError, match="there is no study"):
         write_tables([], project / "page.md")
+
+
+def write_prompts(path: Path, words: str) -> None:
+    path.write_text("".join(json.dumps({"prompt": f"{words} {n}"}) + "\n" for n in range(40)))
+
+
+def test_prompts_of_the_users_own_are_inputs_and_what_is_not_measured_is_not_asked(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("toolkit.evaluate.load._behavior", None)  # would fail if it were called
+    write_prompts(project / "own.jsonl", "the bank")
+    evaluate = {**recipe()["evaluate"], "behavior": {}}
+    evaluate["retention"] = {"files": ["own.jsonl"], "num_prompts": 8, "max_new_tokens": 8}
+    claims = [claim("general", "general", test_set="retention", expect="equal", within=0.1)]
+    folder = ensure_study(study(project, claims, evaluate=evaluate))
+    written = (folder / "manifest.json").read_bytes()
+    ensure_study(study(project, claims, evaluate=evaluate))
+    assert (folder / "manifest.json").read_bytes() == written
+    write_prompts(project / "own.jsonl", "the board")
+    capsys.readouterr()
+    ensure_study(study(project, claims, evaluate=evaluate))
+    assert "prompts/own.jsonl" in capsys.readouterr().out
+
+
+def test_models_of_two_types_are_scored_in_one(project: Path, monkeypatch: pytest.MonkeyPatch):
+    run = study(project, [claim("general", "general")])
+    low = AutoModelForCausalLM.from_pretrained(project / "model", dtype=torch.bfloat16)
+    (project / "low").mkdir()
+    for path in (project / "model").glob("*token*"):
+        (project / "low" / path.name).write_bytes(path.read_bytes())
+    low.save_pretrained(project / "low")
+    loaded = []
+    load = module.dtype_of
+
+    def note(precision: str) -> torch.dtype:
+        loaded.append(precision)
+        return load(precision)
+
+    monkeypatch.setattr(module, "dtype_of", note)
+    subjects = [
+        StudySubject(name, run, "general", project / folder)
+        for name, folder in (("general", "model"), ("other", "low"))
+    ]
+    score_subjects(run, subjects, ensure_data(run), ["domain"])
+    assert loaded == ["fp32", "fp32"]

@@ -17,12 +17,12 @@ from toolkit.checkpoint import training_state
 from toolkit.data.blocks import Blocks
 from toolkit.errors import CheckpointError
 from toolkit.stage import Stage
-from toolkit.train import loop, setup, state
+from toolkit.train import loop, monitor, setup, state
 from toolkit.train.config import TrainSection
 from toolkit.train.loop import train
 from toolkit.train.model import NextTokenLoss
 from toolkit.train.run import run_train
-from toolkit.train.state import BestState
+from toolkit.train.state import BestState, StepOutcome
 
 DOMAIN = [3.0, 2.0, 1.0, 1.5, 0.5]
 GENERAL = [1.0, 1.0, 1.02, 1.01, 1.2]
@@ -79,6 +79,67 @@ def test_the_specialist_is_the_best_state_when_said(data: Path):
     model = load_file(data / "cpt/model.safetensors")
     assert all(model[name].equal(value) for name, value in parameters.items())
     assert not list(data.glob("cpt/state-*"))
+
+
+def test_a_look_after_a_refused_step_finds_no_best(data: Path, monkeypatch: pytest.MonkeyPatch):
+    """The state of such a step is not saved: nothing could be loaded in the end."""
+    step = loop.optimizer_step
+
+    def refused_fourth(*given: Any, **named: Any) -> StepOutcome:
+        if named["step"] == 3:
+            return StepOutcome(float("nan"), 1.0, 1e-2, 1)
+        return step(*given, **named)
+
+    monkeypatch.setattr(loop, "optimizer_step", refused_fourth)
+    stage = Stage(data / "cpt", {}, {}, 7)
+    run_train(section(use="best"), stage, data / "model", data / "blocks", score_roles=scores())
+    # The looks after steps 2, 4, 6 and 8: the best is after 4, but refused; the last forgot.
+    assert training_state.saved_steps(data / "cpt/states") == [6]
+
+
+def test_the_first_process_s_figures_decide(data: Path, monkeypatch: pytest.MonkeyPatch):
+    figures = [{"domain": 1.0 - n / 10, "general": 1.0} for n in range(5)]
+    monkeypatch.setattr(monitor, "from_first", lambda _: figures.pop(0))
+    (data / "w").mkdir()
+    blocks = Blocks.open(data / "blocks")
+    results = train(fresh(data), blocks, section(), seed=7, work=data / "w", score_roles=scores())
+    assert results.best == BestState(8, domain_bits_per_byte=0.6, general_bits_per_byte=1.0)
+
+
+def test_that_no_state_was_within_the_tolerance_is_said(
+    data: Path, capsys: pytest.CaptureFixture[str]
+):
+    looks = iter([1.0, 2.0, 2.0, 2.0, 2.0])
+    stage = Stage(data / "cpt", {}, {}, 7)
+    run_train(
+        section(use="best"),
+        stage,
+        data / "model",
+        data / "blocks",
+        score_roles=lambda _: {"domain": 1.0, "general": next(looks)},
+    )
+    said = capsys.readouterr().out
+    assert "saw no state within its tolerance: the specialist is the last state, of step 8" in said
+    assert "  8 steps, loss" in said
+
+
+def test_the_steps_of_a_run_that_was_stopped_are_said(
+    data: Path, capsys: pytest.CaptureFixture[str]
+):
+    looks = iter([(2.0, 1.0), (1.0, 1.0), (1.0, 2.0)])
+    given = section(
+        use="best", forgetting_monitor={"evaluations": 3, "tolerance": 0.05, "action": "stop"}
+    )
+    run_train(
+        given,
+        Stage(data / "cpt", {}, {}, 7),
+        data / "model",
+        data / "blocks",
+        score_roles=lambda _: dict(zip(("domain", "general"), next(looks), strict=True)),
+    )
+    said = capsys.readouterr().out
+    assert "  4 of 8 steps, loss" in said
+    assert "the specialist is the best state, of step 2" in said
 
 
 def test_a_killed_run_finds_the_same_best(data: Path, monkeypatch: pytest.MonkeyPatch):

@@ -48,6 +48,13 @@ def test_a_run_of_equal_pieces_is_joined_from_the_left():
     assert chosen.saved == [4, 4]
 
 
+def test_in_a_run_no_pair_is_counted_twice():
+    # 101 pieces hold 100 pairs of neighbors, of which 50 can be joined; the 50 hold 25.
+    run = {("a",) * 101: 1}
+    assert choose_merges(run, set(), num_tokens=9, min_count=51).merges == []
+    assert choose_merges(run, set(), num_tokens=9, min_count=25).saved == [50, 25]
+
+
 def test_lone_bytes_are_never_joined():
     assert choose_merges({("<0xE2>", "<0x80>"): 99}, set(), 5, 1).merges == []
 
@@ -186,6 +193,21 @@ def test_special_tokens_are_added_by_name(project: Path):
     )
     with pytest.raises(ConfigError, match=r"tokenizer\.special_tokens: .* has '<PRE>' already"):
         ensure_general(again)
+
+
+def test_a_name_that_the_tokenizer_reads_nothing_in(project: Path):
+    path = project / "model/tokenizer.json"
+    table = json.loads(path.read_text())
+    left_out = {"type": "Replace", "pattern": {"String": "<GONE>"}, "content": ""}
+    path.write_text(json.dumps({**table, "normalizer": left_out}))
+    run = open_run(project, {"tokenizer": {"special_tokens": ["<MID>", "<GONE>"]}})
+    with pytest.raises(ConfigError, match=r"tokenizer\.special_tokens: .* nothing in '<GONE>'"):
+        ensure_general(run)
+
+
+def test_a_sample_of_less_than_ten_characters(project: Path):
+    run = open_run(project, {"tokenizer": {**TOKENIZER, "sample_characters": 9}})
+    assert (ensure_general(run) / "tokenizer.json").is_file()
 
 
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"

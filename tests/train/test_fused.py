@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing import assert_close
 from transformers import (
     AutoModelForCausalLM,
@@ -29,6 +30,7 @@ from toolkit.train.fused import gated, project
 from toolkit.train.fused_attention import attend
 from toolkit.train.model import NextTokenLoss
 from toolkit.train.trainable import prepare_model
+from toolkit.train.workspace import WORKSPACE
 
 BF16, FP32 = torch.bfloat16, torch.float32
 TYPES = pytest.mark.parametrize("dtype", [BF16, FP32])
@@ -202,6 +204,42 @@ def test_float32_gives_the_model_s_own_losses_and_gradients(
     assert found.keys() == truth.keys()
     for name, value in truth.items():
         assert float((found[name] - value).norm()) <= 1e-5 * float(value.norm()), name
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_what_a_block_is_lent_is_freed_where_it_is_computed_again(
+    checkpointing: str, monkeypatch: pytest.MonkeyPatch
+):
+    model, lend, lent = llama(), WORKSPACE.lend, []
+
+    def remembered(*given: Any) -> Tensor:
+        tensor = lend(*given)
+        lent.append(StorageWeakRef(tensor.untyped_storage()))
+        return tensor
+
+    monkeypatch.setattr(WORKSPACE, "lend", remembered)
+    assert fuse(model, FP32)
+    checkpoint_activations(model, checkpointing)
+    loss = NextTokenLoss(model.train(), FP32, fused=True)(*batch())
+    assert len(lent) == 3 * len(model.model.layers)
+    assert all(place.expired() == (checkpointing == "full") for place in lent)
+    loss.backward()
+    unfuse(model)
+
+
+def test_computing_again_changes_no_bit():
+    results = []
+    for checkpointing in ("none", "full"):
+        torch.manual_seed(3)
+        model = llama()
+        assert fuse(model, FP32)
+        checkpoint_activations(model, checkpointing)
+        # Twice, as the second pass uses what the first gave back.
+        results.append([gradients(model, FP32, True) for _ in range(2)])
+        unfuse(model)
+    for (loss, found), (other_loss, others) in zip(*results, strict=True):
+        assert loss == other_loss
+        assert all(torch.equal(value, others[name]) for name, value in found.items())
 
 
 def test_a_power_of_two_scales_queries_bit_for_bit(monkeypatch: pytest.MonkeyPatch):

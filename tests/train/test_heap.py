@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +53,17 @@ def test_a_block_is_used_again_and_given_back():
     assert within < 0.1
     assert given_back > 0.5
     assert afterwards > 0.5
+
+
+def test_afterwards_the_c_library_has_its_own_settings(monkeypatch: pytest.MonkeyPatch):
+    calls: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda *given: calls.append(given), malloc_trim=lambda _: 0)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr("ctypes.CDLL", lambda _: library)
+    with keep_freed_memory():
+        calls.clear()
+    # mallopt(3): M_MMAP_MAX 65,536 and M_TRIM_THRESHOLD 128 KiB.
+    assert calls == [(-4, 65536), (-1, 128 * 1024)]
 
 
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch):

@@ -69,6 +69,7 @@ def test_liger_computes_the_loss_on_a_gpu_that_has_it(monkeypatch: pytest.Monkey
             self, weight: torch.Tensor, rows: torch.Tensor, target: torch.Tensor
         ) -> torch.Tensor:
             calls.append({"dtype": weight.dtype, "shape": tuple(rows.shape)})
+            assert len(rows), "its kernel divides by the number of rows"
             logits = (rows @ weight.T).float()
             return torch.nn.functional.cross_entropy(logits, target, reduction="sum")
 
@@ -86,6 +87,7 @@ def test_liger_computes_the_loss_on_a_gpu_that_has_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "_liger", lambda _device: real("cuda"))
     theirs = linear_cross_entropy(hidden, head, labels, dtype=torch.float32)
     theirs.backward()
+    assert linear_cross_entropy(hidden[:0], head, labels[:0], dtype=torch.float32) == 0.0
     real.cache_clear()
     assert calls == [
         {"reduction": "sum", "accum_dtype": torch.float32},

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
 
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.train.layout import segment_positions
-from toolkit.train.model import NextTokenLoss, choose_attention
+from toolkit.train.model import NextTokenLoss, choose_attention, has_plain_head
 
 DOCUMENTS = ([5, 9, 200, 31, 7, 8], [44, 3, 17], [100, 101, 102, 103])
 
@@ -54,6 +54,18 @@ def test_the_fused_head_gives_the_model_s_own_loss(tmp_path: Path, make_model: C
     fused = module(ids, labels, segments)
     module.fused_head = False
     assert_close(fused, module(ids, labels, segments), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("cap", "is_plain"), [(30.0, False), (None, True)])
+def test_a_cap_on_small_logits_is_seen(cap: float | None, is_plain: bool):
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, final_logit_softcapping=cap,
+    )  # fmt: skip
+    model = Gemma2ForCausalLM(config)
+    assert float(model(input_ids=torch.arange(1, 9)[None]).logits.detach().abs().max()) < 3.0
+    assert has_plain_head(model) == is_plain
 
 
 def test_what_is_no_causal_model_is_refused(tmp_path: Path):

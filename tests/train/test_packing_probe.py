@@ -30,6 +30,7 @@ def test_rounding_in_training_is_not_taken_for_a_leak(
     fused = fuse(model, torch.bfloat16)
     module = accelerator.prepare(NextTokenLoss(model.train(), torch.bfloat16, fused=fused))
     plain = accelerator.unwrap_model(module)
-    assert settle_packing(module, plain, 240, accelerator)
+    settle_packing(module, plain, 240, accelerator)
+    assert plain.fused
     assert (plain.layout, plain.fused, plain.dtype) == ("positions", True, torch.bfloat16)
     assert plain.model.training

@@ -25,7 +25,9 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.merge.moe.config import MoeConfig
 from toolkit.merge.moe.run import run_moe
 from toolkit.section import parse_section
-from toolkit.train.processes import refuse_parallelism
+from toolkit.train import precision
+from toolkit.train.config import TrainSection
+from toolkit.train.processes import from_first, refuse_parallelism
 from toolkit.train.self_distillation import CONVERSATIONS, save_conversations
 
 ROOT = Path(__file__).parent.parent.parent
@@ -351,3 +353,27 @@ def test_accelerate_reads_the_ready_configurations(path: Path, monkeypatch: pyte
     assert plugin.reshard_after_forward is True
     assert not plugin.cpu_ram_efficient_loading
     assert not plugin.activation_checkpointing
+
+
+def test_a_named_precision_is_told_of_by_the_first_process_alone(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    asked: list[str] = []
+    monkeypatch.setattr(precision, "choose_training_precision", asked.append)
+    section = TrainSection.model_validate({"precision": "bf16"})
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert precision.settle_precision(section) is section
+    assert asked == ["bf16"]
+
+
+def test_what_the_first_process_says_holds_for_all(monkeypatch: pytest.MonkeyPatch):
+    assert from_first("own") == "own"  # alone there is nobody to ask
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def received(values: list[Any], from_process: int) -> None:
+        assert from_process == 0
+        values[0] = "the first's"
+
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", received)
+    assert from_first("own") == "the first's"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate import tracking
+from accelerate import Accelerator, tracking
 from accelerate.utils import LoggerType
 
 from tests.helpers.token_blocks import make_blocks
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, ToolkitError
 from toolkit.stage import Stage
-from toolkit.train import trackers
+from toolkit.train import loop, trackers
 from toolkit.train.config import TrainSection
 from toolkit.train.run import run_train
 
@@ -71,6 +72,8 @@ def test_settings_and_metrics_reach_a_tracker(
             logged.append((None, {}))
 
     monkeypatch.setitem(trackers._INSTALLED, "tensorboard", lambda: True)
+    # It would end the group of processes too, which writes the model afterwards.
+    monkeypatch.setattr(Accelerator, "end_training", None)
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Recorder)
     known = [*tracking._available_trackers, LoggerType.TENSORBOARD]
     monkeypatch.setattr(tracking, "_available_trackers", known)
@@ -83,3 +86,14 @@ def test_settings_and_metrics_reach_a_tracker(
     assert len(rows) > 1
     assert [step for step, _ in logged] == [*(row["step"] for row in rows), None]
     assert [values["loss"] for _, values in logged[:-1]] == [row["loss"] for row in rows]
+
+    # A run that fails ends them too, with what was logged so far.
+    def failing(*_: Any, **__: Any) -> None:
+        raise ToolkitError("the disk is full")
+
+    logged.clear()
+    monkeypatch.setattr(loop, "optimizer_step", failing)
+    shutil.rmtree(folder)
+    with pytest.raises(ToolkitError, match="the disk is full"):
+        attempt(tmp_path, make_model)
+    assert logged == [(None, {})]

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.token_blocks import make_blocks
 from toolkit.errors import ConfigError
+from toolkit.train import trainable
 from toolkit.train.config import TrainSection
 from toolkit.train.loop import train
 from toolkit.train.trainable import finished_model, parameter_groups, prepare_model
@@ -96,6 +98,61 @@ def test_new_blocks_change_nothing_until_they_learn(model: Any, tmp_path: Path):
         assert_close(again(input_ids=ids).logits, before, rtol=0, atol=0)
 
 
+SMALL: dict[str, Any] = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64}
+SMALL |= {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+DEEPSEEK: dict[str, Any] = {
+    "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 1, "topk_group": 1,
+    "num_experts_per_tok": 2, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4, "v_head_dim": 8, "num_key_value_heads": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("Llama", {"attention_bias": True, "mlp_bias": True}),
+        ("Phi", {}),
+        ("Mixtral", {"num_local_experts": 4}),
+        ("SmolLM3", {}),  # says layer by layer which has positions
+        ("DeepseekV3", {**DEEPSEEK, "first_k_dense_replace": 1}),
+    ],
+)
+def test_new_blocks_of_other_kinds_change_nothing_either(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**SMALL, **settings})
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # zero as they are made
+            torch.nn.init.normal_(parameter)
+    ids = torch.arange(1, 20)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        grown = prepare_model(model, section(block_expansion={"num_blocks": 2}))
+        assert_close(grown(input_ids=ids).logits, before, rtol=0, atol=0)
+        grown.save_pretrained(tmp_path / "grown")
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "grown")
+        assert_close(again(input_ids=ids).logits, before, rtol=0, atol=0)
+
+
+def test_a_new_block_that_cannot_be_silenced_is_refused(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trainable, "_block_outputs", lambda *_: ["mlp.down_proj.weight"])
+    with pytest.raises(ConfigError, match=r"of a llama .* cannot be made to add nothing"):
+        prepare_model(model, section(block_expansion={"num_blocks": 1}))
+
+
+def test_layers_whose_kind_follows_from_their_number_are_refused():
+    settings = {**SMALL, **DEEPSEEK, "first_k_dense_replace": 2}
+    model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**settings))
+    # The first two blocks are dense; with a copy of the first there would be three.
+    with pytest.raises(ConfigError, match="in a deepseek_v3 the kind of a layer follows"):
+        prepare_model(model, section(block_expansion={"num_blocks": 4}))
+
+
 def test_only_new_blocks_learn(model: Any, tmp_path: Path):
     changed, _ = run(model, section(block_expansion={"num_blocks": 1}), tmp_path)
     assert all(value == name.startswith("model.layers.2.") for name, value in changed.items())
@@ -118,6 +175,12 @@ def test_embeddings_can_stay_as_they_are(model: Any, tmp_path: Path):
     changed, _ = run(model, section(optimizer={"embedding_lr_scale": 0.0}), tmp_path)
     assert not changed["model.embed_tokens.weight"]
     assert changed["model.norm.weight"]
+
+
+def test_embeddings_alone_that_stay_as_they_are(model: Any):
+    given = section(trainable=["*embed_tokens*"], optimizer={"embedding_lr_scale": 0.0})
+    with pytest.raises(ConfigError, match=r"embedding_lr_scale: 0 .*\*embed_tokens\*.*nothing"):
+        prepare_model(model, given)
 
 
 def test_one_way_of_training_at_a_time():

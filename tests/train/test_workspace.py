@@ -29,11 +29,11 @@ def test_a_name_is_one_place_that_grows():
 def test_what_is_lent_is_lent_once():
     workspace = Workspace()
     loans = [workspace.lend("x", (4,), torch.float32) for _ in range(3)]
-    assert len({loan.tensor.data_ptr() for loan in loans}) == 3
-    workspace.give_back(loans[1])
-    assert workspace.lend("x", (2, 2), torch.float32).tensor.data_ptr() == loans[1].place.data_ptr()
-    workspace.give_back(loans[0])
-    assert workspace.lend("x", (5,), torch.float32).tensor.shape == (5,)
+    assert len({loan.data_ptr() for loan in loans}) == 3
+    workspace.give_back("x", loans[1])
+    assert workspace.lend("x", (2, 2), torch.float32).data_ptr() == loans[1].data_ptr()
+    workspace.give_back("x", loans[0])
+    assert workspace.lend("x", (5,), torch.float32).shape == (5,)
 
 
 def test_each_thread_has_its_own():

@@ -83,6 +83,25 @@ def _mapping(values: JsonObject, key: str, path: Path) -> JsonObject:
     return mapping_value
 
 
+def _values_by_class(values: JsonObject) -> JsonObject:
+    """Measures as transformers' class of the model knows them, which calls them otherwise in its
+    files (`n_embd`) and has defaults; none where it has no such class."""
+    # Only here, as it takes seconds: most files say all there is to know.
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        config = CONFIG_MAPPING[str(values.get("model_type"))].from_dict(dict(values))
+    except Exception:  # whatever the class makes of them: what is missing is named by the caller
+        return {}
+    known = {name: getattr(config, name, None) for name in ShapeSection.model_fields}
+    width = known["hidden_size"]
+    for name in ("intermediate_size", "n_inner"):
+        # What GPT-2 and its like leave at None is four times the width, by their modeling code.
+        if known["intermediate_size"] is None and hasattr(config, name) and isinstance(width, int):
+            known["intermediate_size"] = getattr(config, name) or 4 * width
+    return {name: value for name, value in known.items() if value is not None}
+
+
 def shape_of_folder(folder: Path) -> ShapeSection:
     """Measures of a model folder, from its `config.json`.
 
@@ -105,6 +124,10 @@ def shape_of_folder(folder: Path) -> ShapeSection:
         values[own_name] = next((value for value in given_values if value is not None), None)
     if values.get("rope_theta") is None:
         values["rope_theta"] = rope_values.get("rope_theta")
+    required = [name for name, one in ShapeSection.model_fields.items() if one.is_required()]
+    if any(values.get(name) is None for name in required):
+        by_class = _values_by_class(values).items()
+        values |= {name: value for name, value in by_class if values.get(name) is None}
     # Qwen2-MoE says the width of its shared experts together, not how many there are.
     width = values.get("moe_intermediate_size") or values.get("intermediate_size")
     shared_width = values.get("shared_expert_intermediate_size")

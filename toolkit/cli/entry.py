@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from toolkit.cli.streams import deaf_streams
+from toolkit.cli.streams import deaf_streams, refuse_lost_output
 
 
 def main() -> None:
@@ -15,7 +15,9 @@ def main() -> None:
     with deaf_streams():
         try:
             cli.main()
-        except SystemExit:
+        except SystemExit as end:
+            if not end.code:
+                refuse_lost_output()
             raise
         # A panic of a Rust library is no Exception, and must not end in silence either.
         except BaseException as error:

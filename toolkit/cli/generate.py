@@ -65,8 +65,8 @@ def chat(
         merged_model = runs / model / "merge"
         if not (merged_model / "manifest.json").is_file():
             raise ConfigError(
-                f"{merged_model}: no merged model is there; run `make merge DOMAIN={model}` first, "
-                f"or give a model's folder (one that lies here as ./{model})."
+                f"{merged_model}: no merged model is there; run `toolkit merge choose {model}` "
+                f"first, or give a model's folder (one that lies here as ./{model})."
             )
         model_place = str(merged_model)
     settings = SamplingSettings(new_tokens, temperature, top_p, seed)

@@ -42,17 +42,20 @@ def run(
     from toolkit.errors import ConfigError
     from toolkit.publish.checks import parse_accepted
     from toolkit.publish.hub import HubTarget
-    from toolkit.publish.stage import run_publish
+    from toolkit.publish.stage import check_target, run_publish
     from toolkit.publish.store import store_address
 
-    # Flags are checked first: the stages before may take hours.
+    # Flags and credentials are checked first: the stages before may take hours.
     to = None if to is None else store_address(to)
     if to is not None and (public or pr or tag):
         raise ConfigError("--public, --pr and --tag belong to the hub, not to --to.")
+    if pr and tag:
+        raise ConfigError("--tag names a commit, and --pr only proposes one; tag it once merged.")
     accepted_checks = parse_accepted(accept or ())
     format_ = _format(kind)
     hub_target = HubTarget(_checked(repo), public=public, pull_request=pr, tag=tag)
     target = None if not upload else to or hub_target
+    check_target(target)
     run_publish(_material(recipe, runs), format_, repo, accepted=accepted_checks, target=target)
 
 

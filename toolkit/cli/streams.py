@@ -1,7 +1,8 @@
 """Standard output and error that may be closed, or cut off by the reader of a pipe.
 
-A merge of hours is not lost because nobody listens any more: what would be said is dropped, and the
-work goes on. Names of files that are not UTF-8 are printed with their bytes escaped.
+A merge of hours is not lost because nobody listens any more, or because the disk with the log is
+full: what would be said is dropped, and the work goes on. Names of files that are not UTF-8 are
+printed with their bytes escaped.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ from typing import Any
 
 
 class DeafStream:
-    """A text stream that drops what it is given once nobody reads it any more."""
+    """A text stream that drops what it is given once nobody reads it any more.
+
+    Attributes:
+        lost: why what was said did not arrive, where it should have: a full disk. That the reader
+            of a pipe has gone is no fault.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
         try:
@@ -26,10 +33,11 @@ class DeafStream:
         except UnicodeEncodeError as error:
             escaped_text = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
             return int(self._stream.write(escaped_text))
-        except (BrokenPipeError, ValueError) as error:  # ValueError: it was closed
-            if isinstance(error, BrokenPipeError):
-                self._give_up()
-            return len(text)
+        except OSError as error:
+            self._give_up(error)
+        except ValueError:  # it was closed
+            pass
+        return len(text)
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
@@ -38,13 +46,15 @@ class DeafStream:
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._give_up()
+        except OSError as error:
+            self._give_up(error)
         except ValueError:
             pass
 
-    def _give_up(self) -> None:
+    def _give_up(self, cause: OSError) -> None:
         """Let what is still buffered, and all that follows, run into nothing."""
+        if not isinstance(cause, BrokenPipeError):
+            self.lost = cause
         with contextlib.suppress(OSError, ValueError):
             # Below Python's stream: its own flush at exit would meet the broken pipe again.
             null_device = os.open(os.devnull, os.O_WRONLY)
@@ -67,6 +77,26 @@ def deaf_streams() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = output, errors
+
+
+def refuse_lost_output() -> None:
+    """End the process with an error where its standard output could not be written.
+
+    Raises:
+        SystemExit: it could not.
+    """
+    sys.stdout.flush()
+    if (cause := getattr(sys.stdout, "lost", None)) is not None:
+        print(
+            f"error: standard output could not be written ({cause.strerror}); what was said from "
+            "there on is lost. What the command made stands.",
+            file=sys.stderr,
+        )
+        sys.exit(LOST_OUTPUT)
+
+
+LOST_OUTPUT = 74
+"""Exit code where all went well but for what was said (EX_IOERR of sysexits)."""
 
 
 def _open_standard_files() -> None:

@@ -339,13 +339,13 @@ def run_comparison(
         stage: the comparison.
     """
     first = made[0][0]
-    sets = load_sets(evaluate, first.inputs.data, first.inputs.general, "test")
+    test = _TestSets.load(evaluate, first.inputs)
     columns: dict[str, dict[str, list[list[float]]]] = {}
     num_scorings = 0
     all_made = [one for ways_of_seed in made for one in ways_of_seed]
     for number, one in enumerate(all_made, start=1):
         alphas = comparison.section.alphas if one.way is comparison.reference else ()
-        num_before, losses = _score_way(one, sets, alphas, comparison.name, stage)
+        num_before, losses = _score_way(one, test, alphas, comparison.name, stage)
         num_scorings = num_before if one is first else num_scorings
         for model, by_set in losses.items():
             for name, values in by_set.items():
@@ -354,8 +354,8 @@ def run_comparison(
         seed = one.run.recipe.seed
         say(f"  scored {number} of {len(all_made)}: {one.way.name}, seed {seed}")
     scored = ScoredWays(
-        sets,
-        set_weights(run.recipe, sets),
+        test.sets,
+        set_weights(run.recipe, test.sets),
         {
             model: {name: np.array(rows, dtype=np.float64) for name, rows in by_set.items()}
             for model, by_set in columns.items()
@@ -364,6 +364,19 @@ def run_comparison(
         line={alpha: _line_title(alpha) for alpha in comparison.section.alphas},
     )
     return _collect(run, comparison, made, scored, num_scorings)
+
+
+@dataclass(frozen=True)
+class _TestSets:
+    """The test sets and the section that they were read by, as one: its precision is in their keys
+    in the cache of scores, so every model is scored in it, whatever its way says."""
+
+    section: EvaluateSection
+    sets: list[EvaluationSet]
+
+    @classmethod
+    def load(cls, section: EvaluateSection, inputs: MergeInputs) -> _TestSets:
+        return cls(section, load_sets(section, inputs.data, inputs.general, "test"))
 
 
 def _title(way: str, kind: MergeKind) -> str:
@@ -376,7 +389,7 @@ def _line_title(alpha: float) -> str:
 
 def _score_way(
     made: MadeWay,
-    sets: Sequence[EvaluationSet],
+    test: _TestSets,
     alphas: Sequence[float],
     comparison_name: str,
     stage: Stage,
@@ -386,7 +399,7 @@ def _score_way(
 
     Args:
         made: the way.
-        sets: the test sets.
+        test: the test sets.
         alphas: plain means of the line, where it is the reference.
         comparison_name: name of the file of ways, for the ledger.
         stage: the comparison, in whose working folder scores are kept.
@@ -408,13 +421,13 @@ def _score_way(
     log = stage.work / f"scores-{made.run.recipe.seed}-{made.way.name}.json"
     stored = {title: one for title, one in candidates.items() if one.name in made.stored}
     merged = {title: one for title, one in candidates.items() if title not in stored}
-    losses = _score(search, merged, sets, log, cache_file(way_stage))
+    losses = _score(search, merged, test, log, cache_file(way_stage))
     if stored:
         # Models beside the two, in a search of its own: scores of merges are kept by all models
         # that they could be of, and those of the merge stage are to be found.
         inputs = replace(made.inputs, others={**made.inputs.others, **made.stored})
         beside = _prepare_silently(inputs, merge_stage(made.run, inputs))
-        losses |= _score(beside, stored, sets, log, cache_file(way_stage))
+        losses |= _score(beside, stored, test, log, cache_file(way_stage))
     return num_scorings, losses
 
 
@@ -427,19 +440,20 @@ def _prepare_silently(inputs: MergeInputs, stage: Stage) -> Search:
 def _score(
     search: Search,
     candidates: Mapping[str, Candidate],
-    sets: Sequence[EvaluationSet],
+    test: _TestSets,
     log: Path,
     cache: Path,
 ) -> dict[str, dict[str, list[float]]]:
     """Losses of candidates, by their titles and by set, in the order of the items."""
-    objective, scorer = search.objective(sets), Scorer(search.bench(cache=cache), log)
+    bench = search.bench(cache=cache, evaluate=test.section)
+    objective, scorer = search.objective(test.sets), Scorer(bench, log)
     losses_by_model: dict[str, dict[str, list[float]]] = {}
     for title, candidate in candidates.items():
         # Nothing was searched: a trial without scores, all of which the scorer then makes.
         outcome = Outcome(candidate, "complete", {}, 0.0, 0, 0.0, 0.0, 0)
         losses = by_item(objective, scorer.score(outcome, objective, part=_PART))
         losses_by_model[title] = {
-            item.name: [losses[item.name][name] for name in item.ids] for item in sets
+            item.name: [losses[item.name][name] for name in item.ids] for item in test.sets
         }
     return losses_by_model
 
@@ -506,17 +520,6 @@ def _collect(
         for place, way in enumerate(comparison.ways)
         for kind in way.merges
     )
-    ways = tuple(
-        WayResult(
-            name=way.name,
-            note=way.note,
-            settings=dict(way.settings),
-            trains_as=way.trains_as if run.recipe.trains else None,
-            costs=mean_costs([costs_of(ways_of_seed[place]) for ways_of_seed in made]),
-        )
-        for place, way in enumerate(comparison.ways)
-    )
-    line = [(alpha, scored.line[alpha]) for alpha in sorted(scored.line)]
     # Losses of two units have no common unit that could be printed.
     domain_units = {one.unit for one in sets if one.role == "domain"}
     return ComparisonResults(
@@ -528,7 +531,10 @@ def _collect(
         confidence=scored.confidence,
         domain_unit=domain_units.pop() if len(domain_units) == 1 else "mean loss",
         sets=sets,
-        ways=ways,
+        ways=tuple(
+            _way_result([ways_of_seed[place] for ways_of_seed in made])
+            for place in range(len(comparison.ways))
+        ),
         figures=figures,
         line=tuple(
             LinePoint(
@@ -537,10 +543,26 @@ def _collect(
                 gain_kept=scored.gain_kept(model),
                 set_changes={one.name: scored.set_change(model, one.name) for one in sets},
             )
-            for alpha, model in (*line, (1.0, scored.reference))
+            for alpha, model in (*sorted(scored.line.items()), (1.0, scored.reference))
         ),
         remarks=tuple(_remarks(comparison, scored, sets, figures)),
         test_scorings=num_scorings,
+    )
+
+
+def _way_result(made: Sequence[MadeWay]) -> WayResult:
+    """A way beside its figures.
+
+    Args:
+        made: the way as each seed made it.
+    """
+    way, trains = made[0].way, made[0].run.recipe.trains
+    return WayResult(
+        name=way.name,
+        note=way.note,
+        settings=dict(way.settings),
+        trains_as=way.trains_as if trains else None,
+        costs=mean_costs([costs_of(one) for one in made]),
     )
 
 

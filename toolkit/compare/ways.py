@@ -10,7 +10,7 @@ from toolkit.compare.config import MergeKind, WaysSection
 from toolkit.errors import ConfigError, Fault, sentence_end
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.load_yaml import load_yaml
-from toolkit.pipeline.repeat import of_seed
+from toolkit.pipeline.repeat import of_seed, search_alone
 from toolkit.pipeline.run import Run
 from toolkit.recipe.checks import library_faults, recipe_faults
 from toolkit.recipe.layers import overlay
@@ -214,15 +214,13 @@ def runs_of_ways(
     for way in comparison.ways:
         own_root = roots[way.name]
         others = dict.fromkeys(root for root in (*roots.values(), *reused) if root != own_root)
-        # Workers beside this process would open the recipe by its name, without the way.
-        search = replace_values(way.recipe.search, workers=1, storage=None, study_name=None)
         way_run = replace(
             run,
             # Reports and studies are called by it, so that two ways are told apart there.
             name=run.name if own_root == run.root else f"{run.name}/{WAYS}/{way.name}",
             recipe=run.recipe
             if own_root == run.root
-            else replace_values(way.recipe, search=search),
+            else replace_values(way.recipe, search=search_alone(way.recipe.search)),
             root=own_root,
             also=tuple(others),
         )

@@ -106,7 +106,7 @@ def measure(
             sums = sum_tensor(arrays, subjects.base if is_compared else 0, workers)
             is_damaged = _note_damage(measured, subjects, tensors, sums)
             if is_vocabulary(name):
-                _find_zero_rows(measured, subjects, name, arrays, workers)
+                _find_zero_rows(measured, subjects, name, arrays[0], workers)
             # One NaN would make every sum of its layer one.
             if is_compared and not is_damaged:
                 stack, layer = subjects.layout.find(name) or (None, 0)
@@ -146,18 +146,24 @@ def _find_zero_rows(
     measured: MeasuredMerge,
     subjects: Subjects,
     name: str,
-    arrays: list[NDArray[Any]],
+    merged_array: NDArray[Any],
     workers: WorkerThreads,
 ) -> None:
-    shape = subjects.checkpoints[0].info(name).shape
-    zero_in_merge = zero_rows(arrays[0], shape, workers)
+    zero_in_merge = zero_rows(merged_array, subjects.checkpoints[0].info(name).shape, workers)
     # The common case, in which the parents' rows are not read again.
     if not zero_in_merge.any():
         return
-    # Rows that are zero in every parent too are padding of the vocabulary.
-    is_padding = zero_in_merge.copy() if len(arrays) > 1 else np.zeros_like(zero_in_merge)
-    for parent_array in arrays[1:]:
-        is_padding &= zero_rows(parent_array, shape, workers)
+    zero_in_parents = []
+    for parent in subjects.checkpoints[1:]:
+        # None is a type that numpy cannot hold, of which nothing is known.
+        if name in parent and (parent_array := parent.array(name)) is not None:
+            zero_in_parents.append(zero_rows(parent_array[:], parent.info(name).shape, workers))
+            parent.give_back(name)
+    # Rows that are zero in every parent too are padding of the vocabulary, and so are those that a
+    # smaller vocabulary does not have.
+    is_padding = zero_in_merge.copy() if zero_in_parents else np.zeros_like(zero_in_merge)
+    for rows in zero_in_parents:
+        is_padding[: len(rows)] &= rows[: len(is_padding)]
     measured.padding_rows += int(is_padding.sum())
     if lost_rows := np.flatnonzero(zero_in_merge & ~is_padding).tolist():
         measured.zero_rows[name] = lost_rows

@@ -29,6 +29,8 @@ from toolkit.stage import write_json
 from toolkit.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
+    import torch
+
     from toolkit.evaluate.config import EvaluateSection
 
 
@@ -55,10 +57,15 @@ def run_diagnosis(
         seed: seed of the merge, where it is known.
 
     Raises:
-        ConfigError: the text cannot be read.
+        ConfigError: the text cannot be read, or the page has the name of its figures.
         MergeError: a model is not there, or no parent is known.
         CheckpointError: a model is damaged.
     """
+    if html is not None and html.suffix == ".json":
+        raise ConfigError(
+            f"--html {html}: the figures are written beside the page under this name; give the "
+            "page one that ends in .html."
+        )
     documents = SHORT_TEXT if text is None else load_text(text)
     workers = WorkerThreads()
     subjects = open_subjects(merge, against, base, workers)
@@ -122,14 +129,20 @@ def load_text(path: Path) -> tuple[str, ...]:
 def score_subjects(subjects: Subjects, documents: Sequence[str]) -> list[Loss]:
     """Losses of the merge and its parents, one model in memory at a time."""
     from toolkit.checkpoint.load import silence_libraries
+    from toolkit.evaluate.config import EvaluateSection
+    from toolkit.evaluate.load import settle_scoring
+    from toolkit.machine import dtype_of
 
     silence_libraries()
+    # One type of arithmetic for all: a difference between two types would look like one of models.
+    folders = [subjects.checkpoints[index].folder for index in (0, *subjects.parents)]
+    dtype = dtype_of(settle_scoring(EvaluateSection(), *folders).precision)
     losses: list[Loss] = []
     with progress("losses, models", 1 + subjects.num_parents) as advance:
         for index in (0, *subjects.parents):
             label = subjects.labels[index]
             try:
-                losses.append(_score(subjects.names[index], label, documents))
+                losses.append(_score(subjects.names[index], label, documents, dtype))
             # A model that transformers cannot load is a finding, and no reason to lose the others.
             except (ToolkitError, OSError, ValueError, LookupError, RuntimeError) as error:
                 losses.append(Loss(label, problem=first_line(error)))
@@ -137,17 +150,17 @@ def score_subjects(subjects: Subjects, documents: Sequence[str]) -> list[Loss]:
     return losses
 
 
-def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
+def _score(name: str, label: str, documents: Sequence[str], dtype: torch.dtype) -> Loss:
     import torch
 
-    from toolkit.checkpoint.load import load_causal_model, merge_adapter, scoring_dtype
+    from toolkit.checkpoint.load import load_causal_model, merge_adapter
     from toolkit.data.document_tokens import document_tokens
     from toolkit.evaluate.likelihood import ItemSet, score_documents
     from toolkit.statistics.ratios import bits_per_byte
 
     reference = parse_reference(name)
     folder = find_folder(reference.model)
-    model = load_causal_model(folder, scoring_dtype(folder))
+    model = load_causal_model(folder, dtype)
     if reference.adapter is not None:
         model = merge_adapter(model, find_folder(reference.adapter))
     tokenizer = load_tokenizer(folder)

@@ -185,13 +185,19 @@ def _labels(names: Sequence[str]) -> list[str]:
 
     >>> _labels(["runs/a/merge", "runs/a/cpt", "runs/b/cpt"])
     ['merge', 'a/cpt', 'b/cpt']
+    >>> _labels(["runs/a/merge", "a", "./a"])
+    ['merge', 'a (2)', 'a (3)']
     """
     all_parts = [Path(name).parts or (name,) for name in names]
-    labels = []
+    labels: list[str] = []
     for parts in all_parts:
         count = 1
         # Ends with the whole path, even where two are alike to the end.
         while count < len(parts) and [o[-count:] for o in all_parts].count(parts[-count:]) > 1:
             count += 1
         labels.append("/".join(parts[-count:]))
-    return labels
+    # Two spellings of one path are told apart by their place.
+    return [
+        label if labels.count(label) == 1 else f"{label} ({place})"
+        for place, label in enumerate(labels, start=1)
+    ]

@@ -142,8 +142,10 @@ def _score_models(
     """
     losses_by_set: dict[str, dict[str, list[float]]] = {}
     sets_by_name: dict[str, EvaluationSet] = {}
+    # One type of arithmetic for all: a difference between two types would look like one of models.
+    section = settle_scoring(EvaluateSection(), *folders.values())
     for label, folder in folders.items():
-        for items, losses in _score(folder, label, tasks, choices):
+        for items, losses in _score(folder, label, tasks, choices, section):
             # Models are compared item by item, so each must be given the same items in the same
             # order; the hashes cover prompts with their examples.
             first_items = sets_by_name.setdefault(items.name, items)
@@ -177,12 +179,15 @@ def _task_section(text: str, include_path: Path | None, limit: int | None) -> Ta
 
 
 def _score(
-    folder: Path, label: str, tasks: Sequence[TaskSection], choices: Sequence[MultipleChoiceSection]
+    folder: Path,
+    label: str,
+    tasks: Sequence[TaskSection],
+    choices: Sequence[MultipleChoiceSection],
+    section: EvaluateSection,
 ) -> list[tuple[EvaluationSet, list[float]]]:
     from toolkit.evaluate.tasks import question_sets, task_sets  # lm-eval takes seconds to import
 
     tokenizer = load_tokenizer(folder)
-    section = settle_scoring(EvaluateSection(), folder)
     task_items = [
         items
         for task in tasks

@@ -14,16 +14,21 @@ from toolkit.data.files import input_hashes
 from toolkit.evaluate.config import EvaluateSection, TaskSection
 from toolkit.file_hashes import known_hash
 from toolkit.load_yaml import refuse_hostile_yaml
-from toolkit.stage import hash_json
+from toolkit.stage import hash_file, hash_json
 
 
 def evaluation_inputs(section: EvaluateSection) -> dict[str, str]:
-    """By name, hashes of the local files that figures depend on.
+    """By name, hashes of all of the user's files that figures depend on: of every stage that
+    scores, the inputs.
 
     Raises:
         DataError: a file of questions is missing.
     """
-    hashes_by_name: dict[str, str] = {}
+    behavior_files = section.behavior.files if section.behavior is not None else ()
+    hashes_by_name = {
+        f"prompts/{name}": hash_file(path) if (path := Path(name)).is_file() else "missing"
+        for name in (*section.retention.files, *behavior_files)
+    }
     for choice_section in section.multiple_choice:
         if choice_section.files is not None:
             source = SourceSection(role="general", files=choice_section.files)

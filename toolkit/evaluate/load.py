@@ -174,12 +174,13 @@ def _load(folder: Path, section: EvaluateSection) -> Any:
     return load_causal_model(folder, dtype_of(section.precision))
 
 
-def settle_scoring(section: EvaluateSection, folder: Path) -> EvaluateSection:
+def settle_scoring(section: EvaluateSection, *folders: Path) -> EvaluateSection:
     """The section with the type of arithmetic in place of a wish such as `auto`.
 
     Args:
         section: as in the recipe, or settled already.
-        folder: of the model whose stored type counts.
+        folders: of the models whose stored types count. Models that are compared are scored in one
+            type: where their own differ it is float32, which rounds none of them.
     """
     # Settled already, by a stage that began on another machine perhaps: the wish is not asked
     # again.
@@ -187,7 +188,8 @@ def settle_scoring(section: EvaluateSection, folder: Path) -> EvaluateSection:
         return section
     from toolkit.checkpoint.load import scoring_dtype
 
-    settled_precision = precision_of(scoring_dtype(folder, section.precision))
+    dtypes = {scoring_dtype(folder, section.precision) for folder in folders}
+    settled_precision = precision_of(dtypes.pop()) if len(dtypes) == 1 else "fp32"
     return replace_values(section, precision=settled_precision)
 
 

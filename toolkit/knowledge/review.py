@@ -47,7 +47,8 @@ def write_review(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> i
         say(f"  {path}: {len(changed)} questions read otherwise than before; the former file is")
         say(f"  kept as {aside}")
     with write_atomically(path) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new_rows)
+        # A blank line where there are none: an empty file would be taken for one that was cut off.
+        file.writelines([json.dumps(row, ensure_ascii=False) + "\n" for row in new_rows] or ["\n"])
     # The page carries all rows, so that it gives the file back whole without asking a server.
     with write_atomically(path.with_suffix(".html")) as file:
         file.write(review_page(path.name, new_rows, title))

@@ -34,7 +34,7 @@ def refuse_training(run: Run) -> None:
     if not run.recipe.trains:
         raise ConfigError(
             f"{run.name}: the recipe names a finished specialist, so there is nothing to train; "
-            f"`make merge DOMAIN={run.name}` chooses a merge of it."
+            f"`toolkit merge choose {run.name}` chooses a merge of it."
         )
 
 

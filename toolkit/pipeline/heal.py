@@ -384,7 +384,8 @@ def _load_lazily(folder: Path, student: Speaker) -> Callable[[], Any]:
 
 
 def _name_of(role: str, stage: Stage) -> str:
-    """What the cache calls a model, as a search does."""
+    """What the cache calls a model, as a search does: a specialist that is healed has one name."""
+    role = SPECIALIST if stage.inputs[role] == stage.inputs[SPECIALIST] else role
     return candidate_hash({role: stage.inputs[role]}, "itself", 0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from toolkit.generate.prompts import GENERAL_PROMPTS
 from toolkit.json_lines import iterate_rows
 from toolkit.merge.achieved import AchievedFractions
 from toolkit.merge.config import MergeConfig, parse_merge_config
-from toolkit.merge.to_disk import achieved_by, run_merge
+from toolkit.merge.to_disk import achieved_by, run_merge, to_yaml
 from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.progress import progress, say
 from toolkit.report.again import again_of
@@ -32,6 +33,7 @@ from toolkit.select.results import REPORT, AchievedRow, MergeResults
 from toolkit.stage import MANIFEST, Stage, hash_file, load_json, write_json
 
 ANSWERS = "answers.json"
+_CONFIG = "merge.yaml"
 
 
 def write_merge(
@@ -131,7 +133,8 @@ def named(config: MergeConfig, names: Mapping[str, str], dtype: torch.dtype) -> 
 
 
 def write_model(config: MergeConfig, folders: Mapping[str, Path], work: Path, seed: int) -> None:
-    """Merge to disk beside the scores; done anew when a killed call left it half.
+    """Merge to disk beside the scores, as far as a killed call has not done it; what one left of
+    another merge is removed.
 
     Args:
         config: configuration from `named`.
@@ -140,11 +143,19 @@ def write_model(config: MergeConfig, folders: Mapping[str, Path], work: Path, se
         seed: seed of random methods.
     """
     merged = work / "model"
-    # The folder appears whole or not at all; what a killed call has not moved yet is still in it.
-    if not merged.exists():
+    # The folder appears whole or not at all, and its files are then moved, merge.yaml among them:
+    # wherever that stands, it tells of which merge the files are.
+    tells = next((p for p in (merged / _CONFIG, work / _CONFIG) if p.is_file()), None)
+    if tells is None or tells.read_text(encoding="utf-8") != to_yaml(config):
+        shutil.rmtree(merged, ignore_errors=True)
+        of_another = [work / _CONFIG, work / ANSWERS, *work.glob("*.safetensors*")]
+        for path in of_another:
+            path.unlink(missing_ok=True)
         with progress("writing the merge", 1) as advance:
             run_merge(config, merged, folders=folders, seed=seed)
             advance(1, "")
+    if not merged.is_dir():
+        return
     # Renamed one by one, on one disk: no byte of the model is copied.
     for path in sorted(merged.iterdir()):
         path.rename(work / path.name)

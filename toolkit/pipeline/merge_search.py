@@ -19,6 +19,7 @@ from toolkit.checkpoint.write import dtype_name
 from toolkit.data.config import SplitName
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.cache import ScoreCache
+from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.machine import Precision, choose_scoring_precision, dtype_of
@@ -78,8 +79,11 @@ class Search:
         """Sets that are scored in full."""
         return build_objective(self.recipe, sets, RaceSection(enabled=False))
 
-    def bench(self, number: int = 0, cache: Path | None = None) -> Bench:
-        """Where the worker of this number merges and scores; scores are kept in `cache`."""
+    def bench(
+        self, number: int = 0, cache: Path | None = None, evaluate: EvaluateSection | None = None
+    ) -> Bench:
+        """Where the worker of this number merges and scores; scores are kept in `cache`. Of sets
+        that another section than the recipe's was settled for, this is `evaluate`."""
         inputs, hashes = self.inputs, self.identity["inputs"]
         return Bench(
             inputs.folders,
@@ -88,7 +92,7 @@ class Search:
             load_causal_model(inputs.general, stored_dtype(inputs.general)),
             seed=self.recipe.seed,
             device=device_of(number),
-            dtype=dtype_of(self.recipe.evaluate.precision),
+            dtype=dtype_of((evaluate or self.recipe.evaluate).precision),
             cache=None if cache is None else ScoreCache(cache),
             parents={
                 GENERAL: hashes[GENERAL],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.errors import CheckpointError
 from toolkit.leftovers import scratch_folder
+from toolkit.library_errors import first_line
 from toolkit.merge.moe.config import MoeConfig
 from toolkit.progress import say
 from toolkit.recipe.model import ModelSection, MoeSection
@@ -30,9 +31,9 @@ def fetch_snapshot(repository: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"model.hub: {repository} is not in the cache and cannot be fetched ({first_line}). "
+            f"model.hub: {repository} is not in the cache and cannot be fetched "
+            f"({first_line(error)}). "
             "Check the name, log in with `hf auth login` where it is gated, or give a local path."
         ) from error
 

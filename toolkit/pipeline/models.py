@@ -286,6 +286,12 @@ def ensure_finished(run: Run, place: Run, section: SpecialistSection, title: str
     """
     if section.adapter is None:
         return ensure_model(place, section.as_model(), "specialist", title)
-    if run.lender is not None and place.lender is not None:
+    general = ensure_general(run)
+    # Lent with the general model that it is merged into, and not where each seed makes its own.
+    if (
+        run.lender is not None
+        and place.lender is not None
+        and general == ensure_general(run.lender)
+    ):
         return ensure_finished(run.lender, place.lender, section, title)
-    return merge_adapter(place, section, ensure_general(run), "specialist", title)
+    return merge_adapter(place, section, general, "specialist", title)

@@ -22,10 +22,12 @@ from toolkit.pipeline.merge_search import (
 )
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.set_power import SPLITS, claims, measure_power, say_power
+from toolkit.pipeline.specialist import trained_folder
 from toolkit.progress import progress, say
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
 from toolkit.search.space import SPECIALIST
+from toolkit.stage import MANIFEST
 from toolkit.statistics.power import SetPower
 
 # As four-bit formats round: 32 entries share a scale, integers go from -7 to 7.
@@ -47,9 +49,8 @@ def run_power(run: Run) -> list[SetPower]:
     general, data = ensure_general(run), ensure_data(run)
     # Only looked at: `ensure_specialist` would train for hours what is asked about here.
     if run.recipe.trains:
-        use = run.recipe.train.use
-        specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
-        if not (specialist / "manifest.json").is_file():
+        specialist = trained_folder(run)
+        if not (specialist / MANIFEST).is_file():
             return _power_of_general(run, general, data)
         specialists = {SPECIALIST: specialist}
     else:

@@ -77,6 +77,15 @@ def _write_files(run: Run, facts_folder: Path, folder: Path) -> None:
             question = {key: row[key] for key in _ROW_KEYS if key in row}
             rows_by_set[row["set"]].append(question)
     counts = read_manifest(facts_folder)["results"]["sets"]
+    title = f"{run.name}: questions of {{}} documents"
+    for set_name, rows in rows_by_set.items():
+        path = folder / f"{set_name}.jsonl"
+        # Else the questions of an earlier call would still be asked, of facts that are gone.
+        if not rows and path.is_file():
+            write_review(path, [], title.format(set_name))
+            say(
+                f"{set_name}: keeps no questions any more; {path} holds those alone that are struck"
+            )
     if not any(rows_by_set.values()):
         raise DataError(
             "questions: none is kept of the facts found "
@@ -90,7 +99,7 @@ def _write_files(run: Run, facts_folder: Path, folder: Path) -> None:
             )
             continue
         path = folder / f"{set_name}.jsonl"
-        num_struck = write_review(path, rows, f"{run.name}: questions of {set_name} documents")
+        num_struck = write_review(path, rows, title.format(set_name))
         figures = counts[set_name]
         say(f"{set_name}: {len(rows)} questions, {num_struck} struck ({path})")
         say(f"  {_describe_outcomes({set_name: figures})}")

@@ -13,6 +13,7 @@ from toolkit.pipeline.run import Run
 from toolkit.progress import say, say_columns
 from toolkit.recipe.model import depends_on_seed as model_depends_on_seed
 from toolkit.recipe.schema import Recipe
+from toolkit.search.config import SearchSection
 from toolkit.section import replace_values
 from toolkit.select.results import MergeResults, ResultPart, read_results
 from toolkit.stage import write_json
@@ -20,11 +21,8 @@ from toolkit.statistics.interval import (
     Interval,
     decimals,
     deviation_interval,
-    normal_quantile,
+    student_quantile,
 )
-
-_NORMAL_WIDTH = 2.0 * normal_quantile(0.975)
-"""Standard errors from end to end of a 95 % interval."""
 
 
 class SeedOutcome(ResultPart):
@@ -136,12 +134,16 @@ def of_seed(run: Run, number: int, *, same_documents: bool = False) -> Run:
     if number == 0:
         return run
     seed = run.recipe.seed + number
-    # Workers beside this process would open the recipe by its name, with its own seed.
-    search = replace_values(run.recipe.search, workers=1)
-    recipe = replace_values(run.recipe, seed=seed, search=search)
+    recipe = replace_values(run.recipe, seed=seed, search=search_alone(run.recipe.search))
     return replace(
         run.below("seeds", str(seed)), recipe=recipe, lender=run, same_documents=same_documents
     )
+
+
+def search_alone(section: SearchSection) -> SearchSection:
+    """The same search by this process alone, its study in the stage's own folder: workers beside it
+    would open the recipe by its name, as it stands there, and its study is another."""
+    return replace_values(section, workers=1, storage=None, study_name=None)
 
 
 def compare_seeds(results: Mapping[int, MergeResults], *, same_documents: bool) -> SeedComparison:
@@ -151,8 +153,12 @@ def compare_seeds(results: Mapping[int, MergeResults], *, same_documents: bool) 
         results: what the merge stage of each seed found.
         same_documents: whether all seeds have the same.
     """
+    figures_by_seed = {str(seed): _figures(one) for seed, one in results.items()}
     seeds = {
-        str(seed): SeedOutcome(chosen=one.chosen, figures=_figures(one))
+        str(seed): SeedOutcome(
+            chosen=one.chosen,
+            figures={name: figure for name, (figure, _) in figures_by_seed[str(seed)].items()},
+        )
         for seed, one in results.items()
     }
     # A figure may be missing in one seed, such as the gain kept where none was shown; a mean over
@@ -166,29 +172,38 @@ def compare_seeds(results: Mapping[int, MergeResults], *, same_documents: bool) 
         same_documents=same_documents,
         seeds=seeds,
         figures={
-            name: _scatter([outcome.figures[name] for outcome in seeds.values()], same_documents)
+            name: _scatter([figures[name] for figures in figures_by_seed.values()], same_documents)
             for name in names
         },
     )
 
 
-def _figures(results: MergeResults) -> dict[str, Interval]:
+def _figures(results: MergeResults) -> dict[str, tuple[Interval, int]]:
+    """Figures by name, each with the number of groups that its interval is over."""
     merge, specialist = results.models.merge, results.models.specialist
-    figures = {"domain, change": merge.domain_change}
+    groups = {one.name: one.groups_test for one in results.sets}
+    # Of several sets the smallest speaks for all.
+    num_domain = min((one.groups_test for one in results.sets if one.role == "domain"), default=0)
+    figures = {"domain, change": (merge.domain_change, num_domain)}
     for title, model in (("", merge), (", specialist", specialist)):
         for name, change in model.set_changes.items():
-            figures[f"{name}, change{title}"] = change
+            figures[f"{name}, change{title}"] = change, groups.get(name, 0)
     if results.gain_kept is not None:
-        figures["gain kept"] = results.gain_kept
+        figures["gain kept"] = results.gain_kept, num_domain
     for name, share in results.sets_recovered.items():
         if share is not None:
-            figures[f"{name}, recovered"] = share
+            figures[f"{name}, recovered"] = share, groups.get(name, 0)
     return figures
 
 
-def _scatter(figures: Sequence[Interval], same_documents: bool) -> SeedScatter:
-    estimates = [figure.estimate for figure in figures]
-    error = statistics.fmean((figure.high - figure.low) / _NORMAL_WIDTH for figure in figures)
+def _standard_error(figure: Interval, num_groups: int) -> float:
+    """That a 95 % interval is made of: over few groups it is wider by Student's t."""
+    return (figure.high - figure.low) / (2.0 * student_quantile(0.975, max(1, num_groups - 1)))
+
+
+def _scatter(found: Sequence[tuple[Interval, int]], same_documents: bool) -> SeedScatter:
+    estimates = [figure.estimate for figure, _ in found]
+    error = statistics.fmean(_standard_error(*one) for one in found)
     # Variances add up: of documents split anew, that between seeds holds that over documents. Few
     # seeds may by chance scatter less than documents do, and nothing is left of the difference.
     between = statistics.stdev(estimates)

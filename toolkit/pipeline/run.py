@@ -14,7 +14,7 @@ from toolkit.recipe.checks import library_faults, token_faults
 from toolkit.recipe.layers import split_name
 from toolkit.recipe.load import find_recipe, load_recipe
 from toolkit.recipe.schema import Recipe
-from toolkit.stage import MANIFEST, Stage
+from toolkit.stage import Stage
 
 RUNS = Path("runs")
 WITHOUT_EFFECT = (
@@ -107,8 +107,8 @@ class Run:
         own_stage = in_folder(self.root)
         if self.also and not own_stage.is_complete():
             for root in self.also:
-                # Without a manifest nothing is asked of it: asking may finish a move cut short.
-                if (root / name / MANIFEST).is_file() and (other := in_folder(root)).is_complete():
+                # Only looked at: nothing is written in a lender's folder.
+                if (other := in_folder(root)).stands():
                     return other
         return own_stage
 

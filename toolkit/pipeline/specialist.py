@@ -90,6 +90,13 @@ def cpt_stage(run: Run, general: Path, data: Path) -> Stage:
     return run.stage("cpt", config, inputs, without_effect(train))
 
 
+def trained_folder(run: Run) -> Path:
+    """Where the specialist that a recipe trains stands once it is made, as `train.use` says."""
+    use = run.recipe.train.use
+    # `last` and `best` are what the cpt stage itself leaves.
+    return run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
+
+
 def own_conversations(run: Run, general: Path) -> Path | None:
     """The folder of conversations that training stays near to; None where it stays near none."""
     section = run.recipe.train.self_distillation

@@ -29,13 +29,13 @@ from toolkit.pipeline.models import (
 )
 from toolkit.pipeline.run import Run, first_alone
 from toolkit.pipeline.run import ensure_stage as _ensure
-from toolkit.pipeline.specialist import cpt_stage, data_stage, watch_identity
+from toolkit.pipeline.specialist import cpt_stage, data_stage, trained_folder, watch_identity
 from toolkit.progress import say
 from toolkit.search.space import SPECIALIST
 from toolkit.select.config import identity_of_selection
 from toolkit.select.results import MergeResults, read_results
 from toolkit.shipped import find_in, folders_of
-from toolkit.stage import Stage, content_hash, hash_file, hash_json, read_manifest
+from toolkit.stage import MANIFEST, Stage, content_hash, hash_file, hash_json, read_manifest
 from toolkit.train.config import identity_of, without_effect
 
 
@@ -67,7 +67,12 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     data = ensure_data(run)
     # Nothing is trained for this answer: what is said next is for those who have hours before
     # them.
-    is_trained = not run.recipe.trains or cpt_stage(run, ensure_start(run), data).is_complete()
+    # Asked of a specialist that stands: to know of which stage it is, conversations are written,
+    # which takes long and is for nothing where the next line refuses.
+    may_stand = any((root / "cpt" / MANIFEST).is_file() for root in (run.root, *run.also))
+    is_trained = not run.recipe.trains or (
+        may_stand and cpt_stage(run, ensure_start(run), data).is_complete()
+    )
     # Whether merges of this architecture can be made in memory is found out before training, and
     # not when the search begins.
     refuse_unless_live(general, not is_trained)
@@ -149,8 +154,7 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     # what the search was begun with.
     made = [data]
     if recipe.trains:
-        use = recipe.train.use
-        specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
+        specialist = trained_folder(run)
         made.append(specialist)
     named = {run.root: recipe.specialist} | {
         run.root / "specialists" / name: section for name, section in recipe.specialists.items()

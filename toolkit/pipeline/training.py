@@ -17,7 +17,7 @@ from toolkit.data.encode import Encoder
 from toolkit.data.sources import Document
 from toolkit.errors import DataError
 from toolkit.evaluate.config import EvaluateSection
-from toolkit.evaluate.likelihood import ItemSet, load_items, read_rows, score_documents
+from toolkit.evaluate.likelihood import ItemSet, load_items, read_rows, score_documents, windows
 from toolkit.recipe.schema import Recipe
 from toolkit.stage import Stage, read_manifest
 from toolkit.statistics.ratios import bits_per_byte
@@ -122,7 +122,7 @@ def make_watch(
             nats = score(model, chosen, evaluate)
             nats_by_role = {role: sum(nats[n] for n in chosen.only(role)) for role in roles}
             for answer in answers:
-                nats_by_role[answer.role] += answer_loss(model, answer.tokens, answer.targets)
+                nats_by_role[answer.role] += _answer_nats(model, answer, evaluate)
         sizes = {role: sum(chosen.num_bytes[n] for n in chosen.only(role)) for role in roles}
         for answer in answers:
             sizes[answer.role] += answer.num_bytes
@@ -149,20 +149,33 @@ class Answer:
     num_bytes: int
 
 
+def _answer_nats(model: Any, answer: Answer, evaluate: EvaluateSection) -> float:
+    """Nats of what the assistant says, in windows as documents are scored: one pass over all of it
+    may need more positions, and more memory, than there are."""
+    nats, start = 0.0, 1  # the first token is only read
+    token_windows = windows(answer.tokens, evaluate.window_tokens, evaluate.context_tokens)
+    for inputs, predicted in token_windows:
+        targets = answer.targets[start : start + len(predicted)]
+        start += len(predicted)
+        if any(targets):
+            context = [False] * (len(inputs) + 1 - len(predicted))
+            nats += answer_loss(model, [*inputs, predicted[-1]], [*context, *targets])
+    return nats
+
+
 def load_answers(path: Path, tokenizer_folder: Path, limit: int) -> list[Answer]:
     """The first conversations of an evaluation set, up to so many tokens a role."""
     rows = read_rows(path)
-    talk_rows = [row for row in rows if row.get("messages")]
-    documents = [
-        Document(row["id"], "", row["group"], row["text"], json.dumps(row["messages"]))
-        for row in talk_rows
-    ]
+    encoder = Encoder(tokenizer_folder, 0)
     answers: list[Answer] = []
     tokens_by_role: Counter[str] = Counter()
     # Passed over and not ended at the limit: rows of all roles stand mixed in the file.
-    for row, encoded in zip(talk_rows, Encoder(tokenizer_folder, 0).encode(documents), strict=True):
-        if tokens_by_role[row["role"]] >= limit:
+    for row in rows:
+        if not row.get("messages") or tokens_by_role[row["role"]] >= limit:
             continue
+        messages = json.dumps(row["messages"])
+        document = Document(row["id"], "", row["group"], row["text"], messages)
+        (encoded,) = encoder.encode([document])
         tokens_by_role[row["role"]] += len(encoded.tokens)
         assistant_texts = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
         num_bytes = sum(len(text.encode()) for text in assistant_texts)

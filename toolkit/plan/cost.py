@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -216,8 +217,11 @@ ORIGINS: tuple[Origin, ...] = (
     Origin("smollm2-360m", 4e12, "SmolLM2 model card"),
     Origin("smollm2-1.7b", 11e12, "SmolLM2 model card"),
     Origin("smollm3-3b", 11.2e12, "SmolLM3 model card"),
-    Origin("meta-llama-3-", 15e12, "Llama 3 model card"),
-    Origin("llama-3", 15e12, "Llama 3 model cards"),
+    Origin("llama-3", 15e12, "Llama 3 model card"),
+    Origin("llama-3.1", 15e12, "Llama 3.1 model card"),
+    Origin("llama-3.2-1b", 9e12, "Llama 3.2 model card, up to"),
+    Origin("llama-3.2-3b", 9e12, "Llama 3.2 model card, up to"),
+    Origin("llama-3.3", 15e12, "Llama 3.3 model card"),
     Origin("llama-2", 2e12, "Touvron et al. 2023"),
     Origin("qwen3", 36e12, "Qwen3 technical report"),
     Origin("qwen2.5", 18e12, "Qwen2.5 technical report"),
@@ -240,7 +244,12 @@ def find_origin(name: str | None) -> Origin | None:
     2000000000000.0
     """
     last_part = (name or "").rpartition("/")[2].lower()
-    matching_origins = [origin for origin in ORIGINS if origin.pattern in last_part]
+    # What a number follows on is a later version, which was trained on other text.
+    matching_origins = [
+        origin
+        for origin in ORIGINS
+        if re.search(rf"{re.escape(origin.pattern)}(?![.\d])", last_part)
+    ]
     return max(matching_origins, key=lambda origin: len(origin.pattern), default=None)
 
 

@@ -98,7 +98,13 @@ def parse_fleet(text: str, known: Mapping[str, Device]) -> Fleet:
     match = re.fullmatch(r"\s*(?:(\d+)\s*[x*×]\s*)?([\w.-]+)\s*", text)
     if match is None or (match[1] and int(match[1]) < 1):
         raise ConfigError(f"--devices: must be like 8xH100 or L40S (got {text!r}).")
-    return Fleet(int(match[1] or 1), find_device(match[2], known, "--devices"))
+    fleet = Fleet(int(match[1] or 1), find_device(match[2], known, "--devices"))
+    if fleet.device.name == CPU and fleet.count > 1:
+        raise ConfigError(
+            f"--devices: {CPU} is this machine, all of its processors, and there is one of it "
+            f"(got {text!r}); write {CPU}."
+        )
+    return fleet
 
 
 def find_device(name: str, known: Mapping[str, Device], where: str) -> Device:
@@ -120,8 +126,8 @@ def find_device(name: str, known: Mapping[str, Device], where: str) -> Device:
 class OwnDevice(Section):
     """A device of the user's, as a file for `--prices` describes it."""
 
-    memory_gb: Measure
-    tflops: Measure
+    memory_gb: Annotated[Measure, Field(gt=0.0)]
+    tflops: Annotated[Measure, Field(gt=0.0)]
     price: Measure = 0.0
     utilization: Annotated[Measure, Field(gt=0.0, le=1.0)] = 0.35
 

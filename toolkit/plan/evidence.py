@@ -14,6 +14,10 @@ from toolkit.plan.words import FolderTokenizer, WordFigures, word_figures
 
 _PACKED_DOCUMENTS = 400
 
+_FEWEST_WORDS = 10_000
+"""In less, two texts of one kind lack a quarter of each other's words and more, by their length
+alone (a judgment)."""
+
 
 @dataclass(frozen=True)
 class Looked:
@@ -141,7 +145,8 @@ def evidence_of(
     if surprise is not None and surprise.general_order > 0.0:
         order_ratio = surprise.domain_order / surprise.general_order
     pieces_ratio = None
-    if domain_words is not None and general_words is not None:
+    # Text of numbers and signs alone has no words.
+    if domain_words and general_words and domain_words.num_words and general_words.num_words:
         pieces_ratio = domain_words.tokens_per_word / general_words.tokens_per_word
     domain_amounts = [a for a in looked.amounts.values() if a.role == "domain"]
     domain_samples = [s for s in looked.samples.values() if s.role == "domain"]
@@ -160,10 +165,21 @@ def evidence_of(
         badly_split_general=general_words.badly_split_fraction
         if general_words is not None
         else None,
-        rare=domain_words.rare_fraction if domain_words is not None else None,
+        rare=_rare_fraction(domain_words, general_words),
         num_talks=num_talks,
         is_talk=bool(domain_samples) and all(sample.is_talk for sample in domain_samples),
     )
+
+
+def _rare_fraction(domain: WordFigures | None, general: WordFigures | None) -> float | None:
+    """Share of the domain's words that general text lacks, where both are long enough to tell."""
+    if (
+        domain is None
+        or general is None
+        or min(domain.num_words, general.num_words) < _FEWEST_WORDS
+    ):
+        return None
+    return domain.rare_fraction
 
 
 def _sum_of_known(amounts: Sequence[float | None]) -> float | None:

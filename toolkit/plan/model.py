@@ -23,7 +23,7 @@ from toolkit.plan.surprise import Surprise, cut_pieces, measure_surprise
 from toolkit.plan.words import FolderTokenizer
 from toolkit.recipe.model import ModelSection, shape_of
 from toolkit.recipe.schema import Recipe
-from toolkit.stage import load_json
+from toolkit.stage import MANIFEST, load_json
 
 if TYPE_CHECKING:
     from toolkit.plan.speed import Speed
@@ -120,7 +120,7 @@ def _locate(run: Run, model: ModelSection, name: str) -> Located:
 def _to_be_made(run: Run, model: ModelSection, name: str) -> Located:
     """A mixture of experts or a model from scratch: its measures and its tokenizer are known."""
     made_folder = run.root / name
-    if (made_folder / "manifest.json").is_file():
+    if (made_folder / MANIFEST).is_file():
         return Located.in_folder(made_folder)
     tokenizer_model = Located()
     why = "the model is not made yet: it was not tried"
@@ -136,7 +136,7 @@ def _other_run(run: Run, name: str) -> Located:
     """The specialist of another recipe; before it is trained its general model stands in."""
     other_run = Run.open(name, run.runs)
     specialist = other_run.root / "cpt"
-    if (specialist / "manifest.json").is_file():
+    if (specialist / MANIFEST).is_file():
         return Located.in_folder(specialist)
     general = locate_model(other_run)
     why = f"{name} is not trained yet: its general model stands in for its specialist"
@@ -147,7 +147,7 @@ def _packaged(run: Run, model: ModelSection, artifact: ArtifactSection, name: st
     from toolkit.pipeline.models import ensure_model
     from toolkit.plan.sample import is_fetched
 
-    if not (run.root / name / "manifest.json").is_file() and not is_fetched(artifact, 20.0):
+    if not (run.root / name / MANIFEST).is_file() and not is_fetched(artifact, 20.0):
         return Located(
             model.shape,
             why=f"{artifact.package} {artifact.version} is not in the cache and could not be "

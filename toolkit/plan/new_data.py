@@ -359,7 +359,7 @@ def _set_training(
 
 def _set_replay(draft: RecipeDraft, domain_tokens: float, general_tokens: float) -> None:
     data = draft.values["data"]
-    roles = {section["role"] for section in data["sources"].values()}
+    roles = {section.get("role") for section in data["sources"].values()}
     key = "data.replay_fraction"
     if "general" not in roles:
         draft.set(

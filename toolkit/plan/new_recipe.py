@@ -19,13 +19,15 @@ from toolkit.pipeline.run import Run
 from toolkit.plan.new_data import RecipeDraft, set_data
 from toolkit.plan.new_model import DraftModel, draft_model, draft_specialist
 from toolkit.plan.new_sources import DraftSource, describe, draft_sources
-from toolkit.plan.ready_recipe import recipe_text
+from toolkit.plan.ready_recipe import recipe_text, write_checked
 from toolkit.plan.settings import Setting
 from toolkit.plan.shape import count_parameters
 from toolkit.plan.verdict import words_of
 from toolkit.progress import say
-from toolkit.recipe.load import find_recipe, load_recipe
-from toolkit.stage import write_atomically
+from toolkit.recipe.load import find_recipe
+
+_TAKEN_APART = ("data", "train", "evaluate", "search", "select")
+"""Sections of another recipe that parts are left out of."""
 
 READ_SECONDS = 20.0
 """For the documents of all sources together."""
@@ -89,18 +91,8 @@ def init_recipe(request: InitRequest) -> Path:
         text = _copied_text(str(request.start_from), path)
     else:
         text = _drafted_text(request, path)
-    # Read before it has its name, so that what stands there is a recipe that runs, or nothing.
-    trial_file = path.with_name(f".{path.stem}.trial.yaml")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trial_file.write_text(text, encoding="utf-8")
-        load_recipe(trial_file)
-        # As a run as well, which checks libraries and the runs that its models are of.
-        Run.open(str(trial_file))
-    finally:
-        trial_file.unlink(missing_ok=True)
-    with write_atomically(path) as file:
-        file.write(text)
+    # As a run, which checks libraries and the runs that its models are of as well.
+    write_checked(text, path, lambda trial_file: Run.open(str(trial_file)))
     return path
 
 
@@ -196,6 +188,7 @@ def _start_from(draft: RecipeDraft, request: InitRequest, model: DraftModel | No
     replaced; returns what was left out, in words."""
     source = find_recipe(str(request.start_from))
     values = load_yaml(source)
+    _refuse_other_shapes(values, source)
     left_out = [key for key in ("study", "sft", "variants", "scales") if values.pop(key, None)]
     data = dict(values.get("data") or {})
     if data.pop("stages", None) is not None:
@@ -237,6 +230,22 @@ def _start_from(draft: RecipeDraft, request: InitRequest, model: DraftModel | No
     if left_out:
         lines.append(f"Left out, as it speaks of what was replaced: {', '.join(left_out)}.")
     return lines
+
+
+def _refuse_other_shapes(values: Mapping[str, Any], source: Path) -> None:
+    """Refuse a recipe whose sections cannot be taken apart; all else is read with the whole recipe.
+
+    Raises:
+        ConfigError: with the key.
+    """
+    sections = {key: values.get(key) or {} for key in _TAKEN_APART}
+    if isinstance(sections["data"], dict):
+        sections["data.sources"] = sources = sections["data"].get("sources") or {}
+        if isinstance(sources, dict):
+            sections |= {f"data.sources.{name}": section for name, section in sources.items()}
+    for key, section in sections.items():
+        if not isinstance(section, dict):
+            raise ConfigError(f"{source}: {key}: must hold keys and values (got {section!r:.60}).")
 
 
 def _set_model(draft: RecipeDraft, model: DraftModel | None, names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from toolkit.checkpoint.config import ShapeSection
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.errors import ToolkitError
 from toolkit.json_lines import iterate_rows
 from toolkit.library_errors import first_line
 from toolkit.machine import (
@@ -32,7 +32,7 @@ from toolkit.plan.token_budget import StageAmount, stage_amounts
 from toolkit.plan.words import FolderTokenizer
 from toolkit.progress import say
 from toolkit.recipe.schema import Recipe
-from toolkit.stage import read_manifest
+from toolkit.stage import MANIFEST, read_manifest
 
 Goal = Literal["cpt", "merge"]
 
@@ -58,13 +58,11 @@ def say_outlook(run: Run, goal: Goal) -> None:
 
     An estimate must never stop a run: whatever keeps it from being made is said in its place.
     """
-    if (run.root / goal / "manifest.json").is_file():
+    if (run.root / goal / MANIFEST).is_file():
         return
     try:
         lines = describe_outlook(run, goal)
-    except ConfigError:
-        raise  # it would stop the run too
-    except (ToolkitError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of whatever kind: what would stop the run itself says so there
         say(f"{run.name}: how long it will take here cannot be told ({first_line(error)})")
         return
     for line in lines:
@@ -172,23 +170,23 @@ def _seconds_left(run: Run, work: list[Work], goal: Goal) -> tuple[float | None,
     is_known = bool(training_seconds if run.recipe.trains else work)
     if not is_known or len(known_seconds) < len(training_seconds):
         return None, 0.0
-    training_left = sum(known_seconds) * _fraction_left(run.root)
+    training_left = sum(known_seconds) * _fraction_left(run.root, run.recipe.train.epochs)
     if goal != "merge":
         return training_left, 0.0
     search_seconds = sum(stage.seconds or 0.0 for stage in work if stage.name == SEARCH)
     return training_left, search_seconds * SCORED_SHARE
 
 
-def _fraction_left(root: Path) -> float:
+def _fraction_left(root: Path, epochs: int) -> float:
     """Of training, where it was begun before."""
-    if (root / "cpt" / "manifest.json").is_file():
+    if (root / "cpt" / MANIFEST).is_file():
         return 0.0
     metrics_log = root / "cpt.partial" / "metrics.jsonl"
     try:
         data_results = read_manifest(root / "data")["results"]["train"]
         trained_tokens = sum(float(row.get("tokens", 0)) for _, row in iterate_rows(metrics_log))
         all_tokens = float(data_results["domain_tokens"] + data_results["general_tokens"])
-        return max(0.0, 1.0 - trained_tokens / all_tokens)
+        return max(0.0, 1.0 - trained_tokens / (epochs * all_tokens))
     # Where nothing was begun there is no log, or not even data: all of it is left.
     except (ToolkitError, OSError, ValueError, KeyError, TypeError):
         return 1.0

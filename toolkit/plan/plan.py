@@ -430,6 +430,7 @@ def _choose_settings(
             pieces_ratio=right_tool.evidence.pieces_ratio,
             is_instruct=located.tokenizer is not None and has_chat_template(located.tokenizer),
             now=current_settings(recipe),
+            epochs=epochs,
         )
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,17 @@ def write_recipe(run: Run, plan: PlanResults, path: Path) -> None:
     ]
     recipe_values = run.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
     text = recipe_text(recipe_values, plan.settings, opening_lines)
-    # Read before it has its name, so that what stands there is a valid recipe or nothing.
+    write_checked(text, path, load_recipe)
+
+
+def write_checked(text: str, path: Path, read: Callable[[Path], object]) -> None:
+    """Write a recipe once it was read under another name, so that what stands at `path` is a valid
+    one or nothing."""
     trial_file = path.with_name(f".{path.stem}.trial.yaml")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         trial_file.write_text(text, encoding="utf-8")
-        load_recipe(trial_file)
+        read(trial_file)
     finally:
         trial_file.unlink(missing_ok=True)
     with write_atomically(path) as file:

@@ -199,8 +199,14 @@ def _seen_fraction(source: SourceSection, sample: Sample, last: list[Document]) 
     """Estimated share of a source that was read, where it was not read to its end."""
     if source.tokens is not None:
         return None  # the recipe says how much there is
-    if source.max_documents is not None:
-        return min(1.0, sample.read_documents / source.max_documents)
+    fraction = _fraction_of_files(source, sample, last)
+    if source.max_documents is None:
+        return fraction
+    # A limit may be more than there is: whichever of the two ends first is the end of the source.
+    return max(fraction or 0.0, min(1.0, sample.read_documents / source.max_documents))
+
+
+def _fraction_of_files(source: SourceSection, sample: Sample, last: list[Document]) -> float | None:
     if source.edgar is not None and last:
         filings = [filing.key for filing in find_filings(source.edgar)]
         last_filing = last[-1].id.removeprefix(f"{sample.name}/").rpartition("#")[0]

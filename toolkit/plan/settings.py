@@ -76,6 +76,7 @@ class SettingInputs:
         pieces_ratio: tokens per word of the domain, over those of general text.
         is_instruct: whether the general model has a chat template.
         now: the recipe's own values by key; a key that is missing is left alone.
+        epochs: those of the recipe as it is.
     """
 
     shift: Shift
@@ -88,6 +89,7 @@ class SettingInputs:
     pieces_ratio: float | None
     is_instruct: bool
     now: Mapping[str, Any]
+    epochs: int = 1
 
 
 class _Rule(NamedTuple):
@@ -101,8 +103,9 @@ class _Rule(NamedTuple):
 def choose_settings(inputs: SettingInputs) -> list[Setting]:
     """Settings by rule, of those that the recipe has."""
     rules: list[_Rule] = [_Rule("data.replay_fraction", *_REPLAY[inputs.shift])]
-    epochs = 1
-    if inputs.domain_tokens is not None:
+    epochs = inputs.epochs
+    # Of a curriculum, whose amounts are its own, no epochs are proposed that could be counted with.
+    if inputs.domain_tokens is not None and "train.epochs" in inputs.now:
         epochs, why = _choose_epochs(inputs.domain_tokens, inputs.parameters)
         rules.append(_Rule("train.epochs", epochs, why))
     schedule_rule = _choose_schedule(inputs, epochs)

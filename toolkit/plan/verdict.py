@@ -282,22 +282,27 @@ def _more_text(evidence: Evidence, tokens: float, needed: NeededTokens) -> str:
 def _case_of_enough(
     evidence: Evidence, tokens: float, needed: NeededTokens, is_familiar: bool
 ) -> _Case:
-    reasons = [f"enough text: {_amount_words(evidence, tokens, needed)}"]
+    amount = f"enough text: {_amount_words(evidence, tokens, needed)}"
     if is_familiar:
-        reasons.append("the general model already handles such text well")
-        change = (
-            "an evaluation on the domain's own tasks in which the general model fails, though "
-            "it reads the text well, would speak for CPT: bits per byte say nothing of facts"
-        )
-        can_tune = evidence.num_talks >= ENOUGH_TALKS
-        return _Case("fine-tuning" if can_tune else "nothing", reasons, [change])
+        return _case_of_familiar(evidence, amount)
     changes = [
         "a general model that reads the domain as well as general text (fewer bits per "
         "byte) would speak against CPT"
     ]
     if tokens < needed.comfortable:
         changes.append(f"{_times(needed.comfortable / tokens)} the text would make the case plain")
-    return _Case("cpt", reasons, changes)
+    return _Case("cpt", [amount], changes)
+
+
+def _case_of_familiar(evidence: Evidence, amount: str) -> _Case:
+    """Of text that the model knows, however much of it there is."""
+    change = (
+        "an evaluation on the domain's own tasks in which the general model fails, though "
+        "it reads the text well, would speak for CPT: bits per byte say nothing of facts"
+    )
+    can_tune = evidence.num_talks >= ENOUGH_TALKS or evidence.is_talk
+    reasons = [amount, "the general model already handles such text well"]
+    return _Case("fine-tuning" if can_tune else "nothing", reasons, [change])
 
 
 def _case_of_repeats(
@@ -305,9 +310,12 @@ def _case_of_repeats(
 ) -> _Case:
     worth_words = words_of(worth_of_repeats(tokens, 4.0))
     amount_words = _amount_words(evidence, tokens, needed)
+    amount = f"little text, but four epochs of it are worth {worth_words}: {amount_words}"
+    if is_familiar:
+        return _case_of_familiar(evidence, amount)
     return _Case(
-        "nothing" if is_familiar else "cpt",
-        [f"little text, but four epochs of it are worth {worth_words}: {amount_words}"],
+        "cpt",
+        [amount],
         [f"{_more_text(evidence, tokens, needed)} would make one epoch enough"],
     )
 

@@ -59,22 +59,22 @@ def word_figures(texts: Sequence[str], others: Sequence[str] | None, tokenizer: 
         others: texts of the other role, for what is rare; both are looked at to the same length.
         tokenizer: anything with `count_many(texts)`, the number of tokens of each.
     """
-    # Cut to the other's length: a longer text has more words that the other lacks, by its length
-    # alone.
-    other_counts = count_words(others) if others is not None else None
-    most_words = _MOST_WORDS if other_counts is None else max(1, other_counts.total())
-    word_counts = count_words(texts, most_words)
+    word_counts = count_words(texts)
     num_words = word_counts.total() or 1
     words = list(word_counts)
     # With a space in front, as a word stands in running text.
     num_pieces = dict(zip(words, tokenizer.count_many([f" {w}" for w in words]), strict=True))
     badly_split = [word for word in words if num_pieces[word] >= BAD_PIECES]
     rare_fraction = None
-    if other_counts is not None:
+    if others is not None:
+        # Both cut to the shorter one's length: a longer text has more words that the other lacks,
+        # and lacks fewer of the other's, by its length alone.
+        most_words = max(1, min(word_counts.total(), count_words(others).total()))
+        own_counts, other_counts = count_words(texts, most_words), count_words(others, most_words)
         # The first word of a sentence is no other word.
         common_words = {word.lower() for word in other_counts}
-        num_rare = sum(n for word, n in word_counts.items() if word.lower() not in common_words)
-        rare_fraction = num_rare / num_words
+        num_rare = sum(n for word, n in own_counts.items() if word.lower() not in common_words)
+        rare_fraction = num_rare / (own_counts.total() or 1)
     num_bytes = sum(len(text.encode()) for text in texts)
     num_tokens = sum(tokenizer.count_many(list(texts)))
     return WordFigures(

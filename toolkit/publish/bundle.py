@@ -4,7 +4,7 @@ bytes, with their checksums written last."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from toolkit import __version__
 from toolkit.checkpoint.open import open_checkpoint
 from toolkit.checkpoint.side_files import SIDE_FILES
 from toolkit.errors import PublishError
+from toolkit.file_hashes import known_hash
 from toolkit.publish.config import Format
 from toolkit.publish.licenses import Parent
 from toolkit.publish.public import public_json
@@ -163,11 +164,9 @@ def is_made(folder: Path, made_from: Mapping[str, str]) -> bool:
     return file_names == set(sums) and all(hash_file(folder / n) == d for n, d in sums.items())
 
 
-def weight_sums(folder: Path, files: Iterable[str] | None = None) -> dict[str, str]:
-    """sha256 of a model's weight files by name; from the stage's manifest where it has one."""
+def weight_sums(folder: Path) -> dict[str, str]:
+    """sha256 of a model's weight files by name."""
     checkpoint = open_checkpoint(folder)
-    file_names = files or sorted({checkpoint.info(name).file.name for name in checkpoint.names})
-    manifest_path = folder / "manifest.json"
-    # The hashes that its stage wrote spare reading gigabytes.
-    known = load_json(manifest_path).get("outputs", {}) if manifest_path.is_file() else {}
-    return {n: known[n]["sha256"] if n in known else hash_file(folder / n) for n in file_names}
+    file_names = sorted({checkpoint.info(name).file.name for name in checkpoint.names})
+    # Not what a manifest in the folder says: the files may have been changed since.
+    return {name: known_hash(folder / name) for name in file_names}

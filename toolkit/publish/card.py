@@ -20,8 +20,8 @@ from toolkit.publish.tables import (
     table,
     training_rows,
 )
-from toolkit.report.verdict import percent, several_lines
-from toolkit.select.results import MergeResults, SetResult
+from toolkit.report.verdict import count_of, percent, several_lines
+from toolkit.select.results import MergeResults
 
 
 @dataclass(frozen=True)
@@ -263,8 +263,15 @@ def _use(facts: CardFacts) -> str:
 def _measured(facts: CardFacts) -> str:
     results = facts.results
     titles = result_titles(results, facts.sources)
+    num_scorings = results.test_scorings
+    scored = (
+        "once, lower is better,"
+        if num_scorings == 1
+        else f"{num_scorings} times, so that what was chosen after the first look is biased; lower "
+        "is better,"
+    )
     lines = [
-        "On test items that were scored once, lower is better, with 95 % intervals over groups of "
+        f"On test items that were scored {scored} with 95 % intervals over groups of "
         "items; signed figures are changes against the general model on the same items.",
         table(("", *(title.head for title in titles)), result_rows(results, titles)),
         f"`{results.chosen}` is one of {len(results.candidates)} candidates that were tried, "
@@ -294,8 +301,8 @@ def _limits(facts: CardFacts) -> str:
         "seed, another merge may be chosen."
     ]
     sets = facts.results.sets
-    sizes = [f"{row.name}: {row.items_test}{_groups(row)}" for row in sets]
-    parts.append(f"The test sets are small (items, {', '.join(sizes)}).")
+    # How far they reach is for the intervals to say: the counts alone are given.
+    parts.append(f"It was tested on {', '.join(f'{row.name} ({count_of(row)})' for row in sets)}.")
     parts += [f"{row.name}: {row.speaks_for}." for row in sets if row.speaks_for]
     names = [source.name for source in facts.sources if source.role == "general"]
     if names:
@@ -328,13 +335,6 @@ def _limits(facts: CardFacts) -> str:
     base = public_reference(general.name, general.revision)
     parts.append(f"Nothing was done about its safety beyond what {base} brings.")
     return " ".join(parts)
-
-
-def _groups(row: SetResult) -> str:
-    """Of how many groups the items of a set are; nothing where each stands for itself."""
-    if row.one_group:  # its items had to be drawn alone
-        return " of one group"
-    return "" if row.groups_test == row.items_test else f" in {row.groups_test} groups"
 
 
 def _accepted(accepted: Mapping[str, str]) -> str:

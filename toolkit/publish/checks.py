@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.errors import ConfigError, PublishError, ToolkitError, sentence_end
+from toolkit.checkpoint.read import read_header
+from toolkit.errors import CheckpointError, ConfigError, PublishError, ToolkitError, sentence_end
 from toolkit.evaluate.config import BEHAVIOR_TITLES
+from toolkit.library_errors import computing
 from toolkit.progress import say
 from toolkit.publish.bundle import bundle_files
 from toolkit.publish.config import Format
@@ -16,6 +18,7 @@ from toolkit.publish.licenses import (
     Parent,
     built_with,
     find_license,
+    license_id,
     merged_license,
     name_fits,
     notices,
@@ -42,6 +45,7 @@ class CheckedBundle:
         results: what the merge stage found.
         withheld: sources that are marked as not for publication and were used.
         file_faults: what quantized files lose beyond what is accepted.
+        scores_files: whether what quantized files lose was asked.
         base: folder of the model that an adapter belongs to, or that GGUF files were made from.
     """
 
@@ -55,6 +59,7 @@ class CheckedBundle:
     withheld: Sequence[str]
     base: Path
     file_faults: Sequence[str] = ()
+    scores_files: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ def _parents(subject: CheckedBundle) -> tuple[list[str], str]:
 def _licenses(subject: CheckedBundle) -> tuple[list[str], str]:
     merged, faults = merged_license(subject.parents)
     given, given_name = subject.license
+    given = license_id(given)
     if given and merged and given != merged.id and merged.family != "permissive":
         faults.append(f"publish.license is {given!r}, but the parents' terms ask for {merged.id!r}")
     if given and find_license(given) is None and given_name is None:
@@ -136,7 +142,7 @@ def _pickles(subject: CheckedBundle) -> tuple[list[str], str]:
             faults.append(f"{file_name}: is or may be a pickle, which can carry code")
         elif bundle_path.suffix in _CODE:
             faults.append(f"{file_name}: is code, and a model needs none")
-        elif _begins_as_pickle(bundle_path):
+        elif _begins_as_pickle(bundle_path) and not _is_safetensors(bundle_path):
             faults.append(f"{file_name}: begins as a pickle does, whatever it is called")
     return faults, "neither pickles nor code"
 
@@ -146,6 +152,17 @@ def _begins_as_pickle(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(4)
     return head[:2] in {bytes((0x80, protocol)) for protocol in range(2, 6)} or head[:2] == b"PK"
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file of this name opens as one; its first bytes are a length, and may be any."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        read_header(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _weights(subject: CheckedBundle) -> tuple[list[str], str]:
@@ -195,6 +212,8 @@ def _files(subject: CheckedBundle) -> tuple[list[str], str]:
     """Whether a quantized file surely answers worse than the merge it is a form of."""
     if subject.format != "gguf":
         return [], "the weights are the merge's own"
+    if not subject.scores_files:
+        return [], "not scored, as publish.gguf_tolerance is null"
     return list(subject.file_faults), "no file surely loses more than is accepted"
 
 
@@ -228,13 +247,17 @@ CHECKS: Mapping[str, Callable[[CheckedBundle], tuple[list[str], str]]] = {
 """Every check by its name, in the order they are shown."""
 
 
+_ADVICE = "look at its files, or publish in another format"
+
+
 def run_checks(subject: CheckedBundle, accepted: Mapping[str, str]) -> list[CheckResult]:
     """Make every check; one that cannot be made has failed."""
     findings = []
     for check_name, check in CHECKS.items():
         try:
             # A check that breaks off does not hide what the others find.
-            faults, note = check(subject)
+            with computing(subject.folder, PublishError, "a library gives up on it", _ADVICE):
+                faults, note = check(subject)
         except (ToolkitError, OSError, ValueError, RuntimeError) as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             faults, note = [f"could not be made: {first_line}"], ""
@@ -255,6 +278,8 @@ def parse_accepted(words: Sequence[str]) -> dict[str, str]:
     accepted: dict[str, str] = {}
     for word in words:
         check_name, _, reason = word.partition("=")
+        if check_name in accepted:
+            raise ConfigError(f"--accept {word}: {check_name} is accepted twice; give one reason.")
         if check_name not in CHECKS:
             name_hint = sentence_end(check_name, CHECKS)
             raise ConfigError(

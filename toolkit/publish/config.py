@@ -77,7 +77,7 @@ class PublishSection(Section):
     merged: str | None = None
     """Repository of the merged model in safetensors, which GGUF files are a quantized form of."""
 
-    gguf: tuple[GgufType, ...] = ("BF16", "Q8_0")
+    gguf: Annotated[tuple[GgufType, ...], Field(min_length=1)] = ("BF16", "Q8_0")
     """Types of the GGUF files that `--format gguf` writes. Q6_K, Q5_K_M and Q4_K_M are llama.cpp's
     mixtures; they need the extra `gguf`, and weigh their errors by the validation documents."""
 

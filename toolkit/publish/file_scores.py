@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.cache import ScoreCache
+from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.load import load_sets, settle_scoring
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.library_errors import computing
@@ -64,7 +66,8 @@ class FileLoss:
 
 
 class FileScorer:
-    """Scores files against the merge, whose own scores are computed once.
+    """Scores files against the merge, whose own scores are computed once, when a file first needs
+    them: of one that holds the merge's own numbers nothing is asked.
 
     Args:
         material: whose merge it is.
@@ -75,11 +78,20 @@ class FileScorer:
     def __init__(self, material: Material, tolerance: float) -> None:
         self._material = material
         self._tolerance = tolerance
-        # As the merge stage scored, so that its answers and scores are taken from the cache.
-        self._section = settle_scoring(material.recipe.evaluate, material.general)
-        self._sets = load_sets(self._section, material.data, material.general, "test")
         self._cache = ScoreCache(cache_folder() / "scores.jsonl")
-        self._merge = self._losses(material.merged, "the merge")
+
+    @cached_property
+    def _section(self) -> EvaluateSection:
+        # As the merge stage scored, so that its answers and scores are taken from the cache.
+        return settle_scoring(self._material.recipe.evaluate, self._material.general)
+
+    @cached_property
+    def _sets(self) -> list[EvaluationSet]:
+        return load_sets(self._section, self._material.data, self._material.general, "test")
+
+    @cached_property
+    def _merge(self) -> Losses:
+        return self._losses(self._material.merged, "the merge")
 
     def losses_of(self, folder: Path, title: str) -> list[FileLoss]:
         """What the model in a folder loses, by set.

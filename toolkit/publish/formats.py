@@ -83,33 +83,37 @@ def write_gguf_files(
                     f"  {gguf_path.name}: {len(fallbacks)} tensors have rows that {gguf_type} does "
                     f"not fit, and a type that does: {fallbacks[0]} and so on"
                 )
-            comparison = compare_gguf(model, gguf_path)
-            losses: list[FileLoss] = []
-            # A file with the merge's own numbers would have the merge's own figures.
-            if score is not None and not comparison.is_exact:
-                with unpacked_gguf(gguf_path, model) as unpacked:
-                    losses = score(unpacked, gguf_path.name)
-            for loss in losses:
-                say(f"  {gguf_path.name}, {loss.name}: {loss.change.words(4, '+')} {loss.unit}")
-            figures_by_file[gguf_path.name] = {
-                "record": asdict(comparison)
-                | {
-                    "fallbacks": fallbacks,
-                    "losses": {loss.name: loss.as_record() for loss in losses},
-                },
-                "faults": [f"{gguf_path.name}: {loss.fault}" for loss in losses if loss.fault],
-                "card": {
-                    "size": f"{gguf_path.stat().st_size / 1e6:,.1f} MB",
-                    "relative error": f"{comparison.relative:.2g}",
-                    "divergence, nats a token": f"{comparison.divergence:.2g}",
-                    "same likeliest token": f"{comparison.same_tokens:.0%}",
-                    "read alike by": ", ".join(comparison.readers) or "this toolkit alone",
-                    **{f"{loss.name}, {loss.unit}": loss.change.words(4, "+") for loss in losses},
-                },
-            }
+            figures_by_file[gguf_path.name] = _measure_file(model, gguf_path, fallbacks, score)
             advance(1, gguf_type)
         say(f"  {write_modelfile(model, smallest_file(work))}")
     return figures_by_file
+
+
+def _measure_file(
+    model: Path, gguf_path: Path, fallbacks: Sequence[str], score: FileLosses | None
+) -> dict[str, object]:
+    """The figures of one file, as `write_gguf_files` returns them."""
+    comparison = compare_gguf(model, gguf_path)
+    losses: list[FileLoss] = []
+    # A file with the merge's own numbers would have the merge's own figures.
+    if score is not None and not comparison.is_exact:
+        with unpacked_gguf(gguf_path, model) as unpacked:
+            losses = score(unpacked, gguf_path.name)
+    for loss in losses:
+        say(f"  {gguf_path.name}, {loss.name}: {loss.change.words(4, '+')} {loss.unit}")
+    return {
+        "record": asdict(comparison)
+        | {"fallbacks": fallbacks, "losses": {loss.name: loss.as_record() for loss in losses}},
+        "faults": [f"{gguf_path.name}: {loss.fault}" for loss in losses if loss.fault],
+        "card": {
+            "size": f"{gguf_path.stat().st_size / 1e6:,.1f} MB",
+            "relative error": f"{comparison.relative:.2g}",
+            "divergence, nats a token": f"{comparison.divergence:.2g}",
+            "same likeliest token": f"{comparison.same_tokens:.0%}",
+            "read alike by": ", ".join(comparison.readers) or "this toolkit alone",
+            **{f"{loss.name}, {loss.unit}": loss.change.words(4, "+") for loss in losses},
+        },
+    }
 
 
 def smallest_file(work: Path) -> Path:

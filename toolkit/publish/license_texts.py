@@ -37,8 +37,9 @@ def find_agreements(
     A text is taken from where the recipe says, else from the parent's folder; Apache's, which is
     one for everyone, from this toolkit.
 
-    Where the specialist came from the general model and has no text of its own, the general
-    model's holds for both.
+    A parent without a text of its own shares that of another parent under the same license, where
+    there is one text for everyone, or where it was trained from that parent. A text that carries
+    its holder's name is no one else's.
 
     Args:
         parents: of the merge.
@@ -69,15 +70,24 @@ def find_agreements(
             if text_bytes not in texts_by_name.values():
                 # One text of two parents is passed on once; another of its name gets its role's.
                 texts_by_name[_free(text_name, parent.role, texts_by_name)] = text_bytes
-    general = next(parent for parent in parents if parent.role == "general")
-    if general.role in licensed_roles:
-        same_roles = {p.role for p in parents if p.license == general.license}
-        licensed_roles |= same_roles
+    with_texts = [parent for parent in parents if parent.role in licensed_roles]
+    for parent in parents:
+        if any(_is_text_of(other, parent) for other in with_texts):
+            licensed_roles.add(parent.role)
     if lines := notices(parents):
         before = texts_by_name.get(_NOTICE_NAME, b"")
         missing = [line for line in lines if line.encode() not in before]
+        if before and missing and not before.endswith(b"\n"):
+            before += b"\n"
         texts_by_name[_NOTICE_NAME] = before + "".join(f"{line}\n" for line in missing).encode()
     return Agreements(texts_by_name, frozenset(licensed_roles))
+
+
+def _is_text_of(licensed: Parent, parent: Parent) -> bool:
+    terms = find_license(parent.license)
+    if terms is None or terms != find_license(licensed.license):
+        return False
+    return terms.text == "standard" or parent.trained_from == licensed.role
 
 
 def apache_text() -> bytes:

@@ -14,7 +14,8 @@ from typing import Literal
 
 Family = Literal["permissive", "share-alike", "agreement", "non-commercial", "no-derivatives"]
 Text = Literal["standard", "own"]
-"""`standard`: one text for everyone. `own`: it carries the holder's name, so theirs is needed."""
+"""`standard`: one text for everyone, such as an agreement of one maker. `own`: it carries the name
+of whoever holds the rights, so theirs is needed."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,6 @@ def _llama(number: str, name_begins: str, built_with: str, holder: str, link: st
         title=title,
         family="agreement",
         link=link,
-        text="own",
         name_begins=name_begins,
         built_with=built_with,
         notice=f"{notice} All Rights Reserved.",
@@ -105,13 +105,22 @@ _ALL = (
         "Gemma Terms of Use",
         "agreement",
         "https://ai.google.dev/gemma/terms",
-        text="own",
         notice="Gemma is provided under and subject to the Gemma Terms of Use found at "
         "ai.google.dev/gemma/terms",
     ),
 )
 LICENSES: Mapping[str, License] = {one.id: one for one in _ALL}
 _OTHER_NAMES = {"apache 2.0": "apache-2.0", "apache2": "apache-2.0", "cc0": "cc0-1.0"}
+
+
+def license_id(name: str | None) -> str | None:
+    """The identifier of a license as the hub writes it; what is not in the table stays as it is.
+
+    >>> license_id("Gemma"), license_id("my-terms"), license_id(None)
+    ('gemma', 'my-terms', None)
+    """
+    known = find_license(name)
+    return known.id if known is not None else name
 
 
 def find_license(name: str | None) -> License | None:
@@ -135,6 +144,7 @@ class Parent:
         license: identifier of its terms, as the recipe gives it.
         is_published: whether `name` can be found on a hub.
         origin: where its weights were taken from, where that is not `name`.
+        trained_from: role of the parent that a recipe trained it from; None of finished models.
     """
 
     role: str
@@ -143,6 +153,7 @@ class Parent:
     license: str | None
     is_published: bool
     origin: str = ""
+    trained_from: str | None = None
 
 
 def merged_license(parents: Sequence[Parent]) -> tuple[License | None, list[str]]:

@@ -11,7 +11,7 @@ from toolkit.checkpoint.wrapped import opened_by
 from toolkit.load_yaml import load_yaml
 from toolkit.publish.card import CardFacts
 from toolkit.publish.config import Format, ParentSection, PublishSection
-from toolkit.publish.licenses import Parent, merged_license
+from toolkit.publish.licenses import Parent, license_id, merged_license
 from toolkit.publish.public import parents_of, public_merge, public_reference, to_yaml
 from toolkit.publish.settings import source_facts, training_facts
 from toolkit.recipe.model import ModelSection, SpecialistSection
@@ -80,6 +80,7 @@ def find_parents(
         revision=own.revision,
         license=own.license or inherited,
         is_published=own.name is not None,
+        trained_from=start or general.role,
     )
     if recipe.specialist is not None:
         specialist = _finished_parent("specialist", recipe.specialist, own, repository, general)
@@ -131,6 +132,7 @@ def _finished_parent(
         license=own_license or (general.license if section.run is not None else None),
         is_published=name is not None,
         origin=origin,
+        trained_from=general.role if section.run is not None else None,
     )
 
 
@@ -172,7 +174,7 @@ def card_facts(
         description=recipe.description,
         parents=parents,
         merged_license=merged_license(parents)[0],
-        license=(section.license, section.license_name, section.license_link),
+        license=(license_id(section.license), section.license_name, section.license_link),
         language=section.language,
         sources=source_facts(
             recipe.data.sources, section, data_manifest.get("results", {}).get("sources", {})

@@ -15,13 +15,24 @@ _VOCABULARY = {"tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"
 _AGREEMENTS = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 """Others' texts, passed on as they are; they may give addresses to write to."""
 
-# What stands before the first slash tells addresses (://host/data), tags of HTML (</data) and
+# What stands before the first slash tells addresses (//host/data), tags of HTML (</data) and
 # relative paths (a/data) from paths of a machine.
 _PATH = re.compile(
-    r"(?<![\w./:<-])/(?:home|root|Users|tmp|var|work|mnt|data|opt|scratch|workspace)/[\w.+/-]+"
-    r"|\b[A-Za-z]:\\{1,2}(?:Users|home)\\[^\s\"']+"
+    r"(?<![\w./<-])/(?P<root>[A-Za-z][\w.+-]{0,99})/[\w.+/-]+"
+    r"|(?<![\w./~])~(?:[A-Za-z][\w-]*)?/[\w.][\w.+/-]*"
+    # Of drives two folders at least: `A:\n` is the beginning of an answer in a template.
+    r"|\b[A-Za-z]:(?:\\{1,2}(?![nrt](?![a-z]))|/)[\w .$-]+[\\/][^\s\"']+"
+    r"|(?<!\\)\\\\[A-Za-z0-9][\w.-]+\\(?!\\)[\w$.-]{2,}"
     r"|\bfile:///?[\w./-]+"
 )
+_ROOTS = re.compile(
+    "home|root|Users|Volumes|private|tmp|var|work|mnt|media|data|opt|srv|net|nfs|gpfs|lustre|beegfs"
+    "|ceph|cluster|dbfs|efs|fsx|scratch|shared|storage|workspaces?|projects"
+)
+_OF_EVERY_MACHINE = re.compile("bin|boot|dev|etc|lib|lib64|proc|sbin|sys|usr")
+"""Folders at the root of machines, those that tell of one and those that tell of none. Of others
+this machine is asked: what is no folder here may be no path at all."""
+_JSON_ESCAPES = {"\\\\": "\\", "\\/": "/", "\\n": " ", "\\r": " ", "\\t": " ", '\\"': '"'}
 _EMAIL = re.compile(r"(?<![\w.+/@-])[\w.+-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}(?![\w@])")
 _SECRET = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}"
@@ -50,6 +61,9 @@ def find_leaks(files: Iterable[Path]) -> Iterator[str]:
         except UnicodeDecodeError:
             yield f"{text_path.name}: is not UTF-8 text, so it cannot be looked through"
             continue
+        if text_path.suffix in {".json", ".jsonl"}:
+            # As it reads, but for the ends of lines: a path's backslashes are doubled in JSON.
+            text = re.sub(r"\\[\\/nrt\"]", lambda found: _JSON_ESCAPES[found[0]], text)
         is_prose = text_path.name not in _VOCABULARY
         # In vocabularies too: secrets and whole paths are too long to be in one by chance.
         for match in _SECRET.finditer(text):
@@ -68,7 +82,7 @@ def find_leaks(files: Iterable[Path]) -> Iterator[str]:
                 yield f"{_where(text_path, text, text_place)}: a path of this machine ({place})"
         if not is_prose:
             continue
-        for match in _PATH.finditer(text):
+        for match in filter(_is_path, _PATH.finditer(text)):
             yield f"{_where(text_path, text, match.start())}: a local path ({match[0]})"
         for name in own_names:
             if name_match := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text):
@@ -80,6 +94,13 @@ def find_leaks(files: Iterable[Path]) -> Iterator[str]:
         if not text_path.name.startswith(_AGREEMENTS):
             for match in _EMAIL.finditer(text):
                 yield f"{_where(text_path, text, match.start())}: an e-mail address ({match[0]})"
+
+
+def _is_path(match: re.Match[str]) -> bool:
+    root = match["root"]
+    if root is None or _ROOTS.fullmatch(root):
+        return True
+    return not _OF_EVERY_MACHINE.fullmatch(root) and Path("/", root).is_dir()
 
 
 def _where(path: Path, text: str, at: int) -> str:

@@ -127,6 +127,8 @@ def public_recipe(
         known = section.sources.get(source_name)
         if known is not None and known.dataset is not None and "files" in source:
             source["files"] = [known.dataset]
+    # Where workers met changes no merge, and its URL may hold a password.
+    plain_recipe.get("search", {}).pop("storage", None)
     for role in ("general", "specialist"):
         for file_key in ("license_file", "notice_file"):
             plain_recipe.get("publish", {}).get(role, {}).pop(file_key, None)

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel
 
 from toolkit.errors import ConfigError, PublishError, ToolkitError
 from toolkit.leftovers import scratch_folder
-from toolkit.load_yaml import parse_yaml, read_object
+from toolkit.load_yaml import parse_yaml
+from toolkit.machine import cache_folder, check_cache
 from toolkit.merge.config import parse_merge_config
 from toolkit.progress import progress, say
-from toolkit.publish.bundle import weight_sums
+from toolkit.publish.bundle import RECORD, weight_sums
 from toolkit.publish.public import public_reference
 from toolkit.publish.verify import BundleVerdict, verify_files
-from toolkit.stage import MANIFEST
+from toolkit.section import parse_section
+from toolkit.stage import MANIFEST, read_manifest
+
+
+class _ParentRecord(BaseModel):
+    """What `bundle.json` says of a parent, as far as it is needed to find it."""
+
+    role: str
+    name: str
+    revision: str | None = None
+    weights: dict[str, str]
+
+
+class _MergeRecord(BaseModel):
+    seed: int
+    weights: dict[str, str]
+
+
+class _ReplayRecord(BaseModel):
+    parents: list[_ParentRecord]
+    merge: _MergeRecord
 
 
 def run_verify(
@@ -52,19 +73,21 @@ def replay(verdict: BundleVerdict, parents: Mapping[str, Path], runs: Path | Non
 
     Raises:
         PublishError: a parent that was given is not the one that was merged.
+        ConfigError: `bundle.json` or `merge.yaml` is not what a bundle holds.
     """
-    bundle_record, merge_text = verdict.record, verdict.merge_yaml
-    if not merge_text or not bundle_record.get("parents"):
+    merge_text = verdict.merge_yaml
+    if not merge_text or not verdict.record.get("parents"):
         say("the merge was not made again: the bundle does not say of what")
         return True
+    record = parse_section(_ReplayRecord, verdict.record, where=RECORD, what="record of a bundle")
     folders: dict[str, Path] = {}
-    for parent in bundle_record["parents"]:
-        parent_name = public_reference(parent["name"], parent.get("revision"))
+    for parent in record.parents:
+        parent_name = public_reference(parent.name, parent.revision)
         parent_folder = _find(parent, parent_name, parents, runs)
         if parent_folder is None:
             say(
                 f"the merge was not made again: {parent_name} is not at hand; give its folder with "
-                f"--parent {parent['role']}=FOLDER"
+                f"--parent {parent.role}=FOLDER"
             )
             return True
         folders[parent_name] = parent_folder
@@ -72,12 +95,14 @@ def replay(verdict: BundleVerdict, parents: Mapping[str, Path], runs: Path | Non
     # Not at the top: it takes seconds, and most calls end before they merge.
     from toolkit.merge.to_disk import run_merge
 
-    with scratch_folder(Path(tempfile.gettempdir()) / "toolkit-verify") as scratch:
+    check_cache()
+    # Not in the system's temporary folder, which may be memory: a merge takes gigabytes.
+    with scratch_folder(cache_folder() / "verify") as scratch:
         out = scratch / "again"
         with progress("merging again", 1) as advance:
-            run_merge(merge_config, out, folders=folders, seed=int(bundle_record["merge"]["seed"]))
+            run_merge(merge_config, out, folders=folders, seed=record.merge.seed)
             advance(1, "")
-        made_sums, wanted_sums = weight_sums(out), bundle_record["merge"]["weights"]
+        made_sums, wanted_sums = weight_sums(out), record.merge.weights
     other = sorted(n for n in {*made_sums, *wanted_sums} if made_sums.get(n) != wanted_sums.get(n))
     if other:
         say(f"the merge made again differs: {', '.join(other)}")
@@ -97,18 +122,21 @@ def replay(verdict: BundleVerdict, parents: Mapping[str, Path], runs: Path | Non
 
 
 def _find(
-    parent: Mapping[str, Any], name: str, given: Mapping[str, Path], runs: Path | None
+    parent: _ParentRecord, name: str, given: Mapping[str, Path], runs: Path | None
 ) -> Path | None:
-    wanted_weights = parent["weights"]
-    for parent_key in (parent["role"], name, parent["name"]):
+    for parent_key in (parent.role, name, parent.name):
         if parent_key in given:
-            if weight_sums(given[parent_key]) != wanted_weights:
+            if weight_sums(given[parent_key]) != parent.weights:
                 raise PublishError(
-                    f"{given[parent_key]}: is not the {parent['role']} model that was merged; its "
+                    f"{given[parent_key]}: is not the {parent.role} model that was merged; its "
                     "weights have other hashes."
                 )
             return given[parent_key]
-    return next((f for f in _stages(runs) if _weights_of(f) == wanted_weights), None)
+    for folder in _stages(runs):
+        # What a manifest says costs nothing; only the folder that it fits is read.
+        if _weights_of(folder) == parent.weights == weight_sums(folder):
+            return folder
+    return None
 
 
 def _stages(runs: Path | None) -> Iterable[Path]:
@@ -119,11 +147,11 @@ def _stages(runs: Path | None) -> Iterable[Path]:
 
 
 def _weights_of(folder: Path) -> dict[str, str]:
-    """Hashes of a stage's weight files; from its manifest, so that looking costs nothing."""
+    """Hashes of a stage's weight files as its manifest has them; none where it is a stranger's."""
     try:
-        outputs = read_object(folder / MANIFEST).get("outputs", {})
-        return weight_sums(folder, [n for n in outputs if n.endswith(".safetensors")])
-    except (ToolkitError, OSError, ValueError):
+        outputs = read_manifest(folder)["outputs"]
+        return {n: entry["sha256"] for n, entry in outputs.items() if n.endswith(".safetensors")}
+    except (ToolkitError, AttributeError, LookupError, TypeError):
         return {}
 
 

@@ -135,13 +135,28 @@ def _stayed_near(settings: Mapping[str, Any] | None) -> str | None:
     )
 
 
+_SCHEDULE_WORDS = (
+    (
+        {"cosine", "wsd", "infinite", "constant"},
+        "warmup_fraction",
+        "re-warmed over {} of the steps",
+    ),
+    ({"infinite"}, "cooldown_fraction", "cooled down over {} of them"),
+    ({"infinite"}, "constant_lr_fraction", "to a constant {} of the peak"),
+    ({"wsd"}, "decay_fraction", "falling in the last {} of them"),
+    ({"cosine", "wsd", "minimum"}, "final_lr_fraction", "down to {} of the peak"),
+)
+"""What a card says of each key of a schedule, and of which kinds."""
+
+
 def _schedule(schedule: Mapping[str, Any], stages: Mapping[str, Any]) -> str | None:
     if not schedule:
         return None
     kind = schedule.get("kind", "")
-    parts = [f"{kind}, re-warmed over {schedule.get('warmup_fraction', 0):.0%} of the steps"]
-    if kind in ("cosine", "linear"):
-        parts.append(f"down to {schedule.get('final_lr_fraction', 0):.0%} of the peak")
+    parts = [kind]
+    for kinds, key, words in _SCHEDULE_WORDS:
+        if kind in kinds and key in schedule:
+            parts.append(words.format(f"{100 * schedule[key]:.6g}%"))
     for name, stage in stages.items():
         if own := stage.get("schedule"):
             parts.append(f"stage {name} its own, {own['kind']} with a peak of {own['peak_lr']}")

@@ -36,13 +36,13 @@ from toolkit.publish.file_scores import FileScorer
 from toolkit.publish.formats import write_adapter_files, write_gguf_files
 from toolkit.publish.hub import HubTarget, check_credentials, upload_bundle
 from toolkit.publish.license_texts import Agreements, find_agreements
-from toolkit.publish.licenses import Parent, merged_license
+from toolkit.publish.licenses import Parent, license_id, merged_license
 from toolkit.publish.material import Material, card_facts, find_parents, parent_section
 from toolkit.publish.public import (
     public_recipe,
     to_yaml,
 )
-from toolkit.publish.store import upload_to_store
+from toolkit.publish.store import open_store, read_remote_sums, store_errors, upload_to_store
 from toolkit.select.results import read_results
 from toolkit.stage import appearing, content_hash, hash_bytes, hash_json
 
@@ -72,13 +72,25 @@ def run_publish(
     """
     folder = make_bundle(material, kind, repository, accepted)
     if isinstance(target, HubTarget):
-        check_credentials()
         say(f"uploading to {target.repository}:")
         say(f"  {upload_bundle(folder, target)}")
     elif target is not None:
         say(f"uploading to {target}:")
         say(f"  {upload_to_store(folder, target)}")
     return folder
+
+
+def check_target(target: HubTarget | str | None) -> None:
+    """Make sure that a target can be reached, before anything is made for it.
+
+    Raises:
+        PublishError: it cannot, or there are no credentials.
+    """
+    if isinstance(target, HubTarget):
+        check_credentials()
+    elif target is not None:
+        with store_errors(target):
+            read_remote_sums(*open_store(target), target)
 
 
 def make_bundle(
@@ -215,14 +227,14 @@ def _write_model(
         )
     merged_terms, _ = merged_license(parents)
     gguf_facts = {
-        "license": section.license or (merged_terms.id if merged_terms else None),
+        "license": license_id(section.license) or (merged_terms.id if merged_terms else None),
         "languages": section.language,
         "base_models": [parent.name for parent in parents if parent.is_published],
     }
     # The custom of the hub: the repository is NAME-GGUF, its files are NAME-TYPE.gguf.
     file_stem = repository.rsplit("/", 1)[-1].removesuffix("-GGUF")
     score = None
-    if section.gguf_tolerance is not None and set(section.gguf) - {"F32", "BF16"}:
+    if section.gguf_tolerance is not None:
         score = FileScorer(material, section.gguf_tolerance).losses_of
     return write_gguf_files(
         merged,
@@ -321,5 +333,6 @@ def _subject(
         license=(section.license, section.license_name),
         results=read_results(material.merged),
         withheld=[name for name, source in section.sources.items() if source.not_for_publication],
+        scores_files=section.gguf_tolerance is not None,
         base=material.merged if kind == "gguf" else material.general,
     )

@@ -8,15 +8,19 @@ files stand, so whoever looks for it never meets half a model. What is done alre
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ConfigError, PublishError
+from toolkit.leftovers import appearing_file, remove_leftovers
 from toolkit.progress import progress, say
 from toolkit.publish.bundle import SUMS, parse_sums, read_sums, sums_text
 
-_PARTIAL = f".{SUMS}.partial"
+PARTIAL = f".{SUMS}.partial"
+"""What an upload notes; beside `SHA256SUMS` it says nothing any more."""
+
 _BLOCK = 8 << 20
 
 
@@ -67,19 +71,22 @@ def upload_to_store(folder: Path, address: str) -> str:
     with store_errors(address):
         store, root = open_store(address)
         earlier_sums = read_remote_sums(store, root, address)
+        if is_local(store):
+            remove_leftovers(Path(root))
         # Sizes as well: a store may have lost or cut a file since its sums were written.
         if earlier_sums == hashes_by_name and all(
             _size(store, f"{root}/{file_name}") == (folder / file_name).stat().st_size
             for file_name in hashes_by_name
         ):
             say(f"  {address} holds exactly this already; nothing was sent")
+            _remove_note(store, root)
             return address
         # Without the marker the folder is known to be in the making.
-        stored_sums = _read_sums(store, f"{root}/{_PARTIAL}", f"{address}/{_PARTIAL}") or {}
+        stored_sums = _read_sums(store, f"{root}/{PARTIAL}", f"{address}/{PARTIAL}") or {}
         # The note first, then the marker goes: cut in between both stand, and nothing is lost.
         if earlier_sums is not None:
             stored_sums |= earlier_sums
-            _put_text(store, f"{root}/{_PARTIAL}", sums_text(stored_sums))
+            _put_text(store, f"{root}/{PARTIAL}", sums_text(stored_sums))
             store.rm_file(f"{root}/{SUMS}")
         _send_files(store, root, folder, hashes_by_name, stored_sums)
         # Only files that earlier checksums name: what others keep there is not ours to remove.
@@ -87,9 +94,13 @@ def upload_to_store(folder: Path, address: str) -> str:
             if store.exists(f"{root}/{file_name}"):
                 store.rm_file(f"{root}/{file_name}")
         _put_text(store, f"{root}/{SUMS}", sums_text(hashes_by_name))
-        if store.exists(f"{root}/{_PARTIAL}"):
-            store.rm_file(f"{root}/{_PARTIAL}")
+        _remove_note(store, root)
     return address
+
+
+def _remove_note(store: Any, root: str) -> None:
+    if store.exists(f"{root}/{PARTIAL}"):
+        store.rm_file(f"{root}/{PARTIAL}")
 
 
 def _send_files(
@@ -105,11 +116,13 @@ def _send_files(
     total_bytes = sum((folder / name).stat().st_size for name in missing_names)
     with progress("uploading, MB", total_bytes / 1e6) as advance:
         for file_name in missing_names:
-            stored_sums.pop(file_name, None)
+            # Before it changes: cut within, another upload would take the new file for the old one.
+            if stored_sums.pop(file_name, None) is not None:
+                _put_text(store, f"{root}/{PARTIAL}", sums_text(stored_sums))
             _put(store, folder / file_name, f"{root}/{file_name}")
             # Noted file by file: from here an upload that was cut continues.
             stored_sums[file_name] = sums[file_name]
-            _put_text(store, f"{root}/{_PARTIAL}", sums_text(stored_sums))
+            _put_text(store, f"{root}/{PARTIAL}", sums_text(stored_sums))
             advance((folder / file_name).stat().st_size / 1e6, file_name)
 
 
@@ -120,7 +133,12 @@ def open_store(address: str) -> tuple[Any, str]:
         PublishError: the address is of no kind that is known or installed here.
     """
     import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
+    protocol, _, path = address.partition("://")
+    if protocol in LocalFileSystem.protocol:
+        # Taken as it is: `url_to_fs` splits a name at `::`, which chains file systems.
+        return LocalFileSystem(), str(Path(path).expanduser().absolute())
     try:
         # A cached listing would hide what was just written or removed; file systems that do not
         # know the option refuse it with a TypeError.
@@ -159,30 +177,24 @@ def _size(store: Any, path: str) -> int | None:
 def _put(store: Any, source: Path, path: str) -> None:
     """Write a file that appears whole: under another name first where the store shows parts."""
     if is_local(store):
-        store.makedirs(path.rpartition("/")[0], exist_ok=True)
-        temporary_path = f"{path}.partial"
-        _copy(store, source, temporary_path)
-        store.mv(temporary_path, path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with appearing_file(Path(path)) as temporary:
+            shutil.copyfile(source, temporary)
         return
-    _copy(store, source, path)
+    with source.open("rb") as file, store.open(path, "wb", block_size=_BLOCK) as remote_file:
+        while block := file.read(_BLOCK):
+            remote_file.write(block)
 
 
 def is_local(store: Any) -> bool:
     return "file" in (store.protocol if isinstance(store.protocol, tuple) else (store.protocol,))
 
 
-def _copy(store: Any, source: Path, path: str) -> None:
-    with source.open("rb") as file, store.open(path, "wb", block_size=_BLOCK) as remote_file:
-        while block := file.read(_BLOCK):
-            remote_file.write(block)
-
-
 def _put_text(store: Any, path: str, text: str) -> None:
     if is_local(store):
-        store.makedirs(path.rpartition("/")[0], exist_ok=True)
-        temporary_path = f"{path}.new"
-        store.pipe_file(temporary_path, text.encode())
-        store.mv(temporary_path, path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with appearing_file(Path(path)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         return
     store.pipe_file(path, text.encode())
 

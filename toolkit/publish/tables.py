@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.publish.settings import SourceFacts
-from toolkit.report.verdict import model_columns
+from toolkit.report.verdict import count_of, model_columns
 from toolkit.select.results import MergeResults
 
 
@@ -38,13 +38,19 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     >>> print(table(("a", "b"), [("1", "x|y")]))
     | a | b |
     |---|---|
-    | 1 | x\\\\|y |
+    | 1 | x\\|y |
     """
-    body = [[str(cell).replace("|", "\\\\|") for cell in row] for row in rows]
+    body = [[_escape_cell(str(cell)) for cell in row] for row in rows]
     lines = [" | ".join(heads), "|".join("---" for _ in heads), *(" | ".join(r) for r in body)]
     return "\n".join(
         f"|{line}|" if number == 1 else f"| {line} |" for number, line in enumerate(lines)
     )
+
+
+def _escape_cell(text: str) -> str:
+    # Backslashes before a bar are doubled: an odd one would escape ours, and the bar end the cell.
+    escaped = re.sub(r"(\\*)\|", lambda found: f"{found[1] * 2}\\|", text)
+    return " ".join(escaped.splitlines())
 
 
 def result_titles(results: MergeResults, sources: Sequence[SourceFacts]) -> list[ResultTitle]:
@@ -54,14 +60,17 @@ def result_titles(results: MergeResults, sources: Sequence[SourceFacts]) -> list
     for row in results.sets:
         if row.name not in results.models.merge.sets:
             continue
+        # What is no source of documents has prompts, questions or middles.
+        count = count_of(row)
+        count = count.replace(" items", " documents") if row.name in dataset_names else count
         titles.append(
             ResultTitle(
                 key=row.name,
-                name=f"{row.name} ({row.role}, {row.items_test} documents)",
+                name=f"{row.name} ({row.role}, {count})",
                 slug=dataset_names.get(row.name, row.name),
                 unit=row.unit,
                 metric=re.sub(r"\W+", "_", row.unit),
-                head=f"{row.name} ({row.role}), {row.unit} ({row.items_test} documents)",
+                head=f"{row.name} ({row.role}), {row.unit} ({count})",
             )
         )
     return titles

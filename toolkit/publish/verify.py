@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from toolkit.errors import PublishError
-from toolkit.load_yaml import JsonView
+from toolkit.file_hashes import hash_open
+from toolkit.load_yaml import JsonView, parse_json
 from toolkit.progress import progress
 from toolkit.publish.bundle import RECORD, SUMS, parse_sums, read_sums
-from toolkit.publish.store import is_store, open_store, store_errors
-from toolkit.stage import hash_file, load_json
+from toolkit.publish.store import PARTIAL, is_store, open_store, store_errors
+from toolkit.stage import hash_file
 
-# The hub puts .gitattributes into a repository by itself.
-_OF_THE_HUB = {".gitattributes", ".gitignore"}
-_BLOCK = 8 << 20
+# The hub puts .gitattributes into a repository by itself, and an upload that was cut leaves a note.
+_NOT_PUBLISHED = {SUMS, PARTIAL, ".gitattributes", ".gitignore"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def _verify_folder(folder: Path) -> BundleVerdict:
     hashes_by_name = read_sums(folder)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     # A clone holds .git, and a download by the hub's client .cache.
-    names = {n for n in names - {SUMS} - _OF_THE_HUB if not n.startswith((".cache/", ".git/"))}
+    names = {n for n in names - _NOT_PUBLISHED if not n.startswith((".cache/", ".git/"))}
     faults = []
     with progress("hashing, MB", _megabytes(folder, hashes_by_name)) as advance:
         for file_name, file_hash in hashes_by_name.items():
@@ -71,7 +69,9 @@ def _verify_folder(folder: Path) -> BundleVerdict:
                 faults.append(f"{file_name}: is not the file that was published")
             advance((folder / file_name).stat().st_size / 1e6, file_name)
     faults += [f"{name}: is not named in {SUMS}" for name in sorted(names - set(hashes_by_name))]
-    bundle_record = load_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    record_path = folder / RECORD
+    record_text = record_path.read_bytes() if record_path.is_file() else None
+    bundle_record = _parse_record(record_text, str(record_path))
     merge_path = folder / "merge.yaml"
     merge_text = merge_path.read_text(encoding="utf-8") if merge_path.is_file() else None
     return BundleVerdict(hashes_by_name, tuple(faults), bundle_record, merge_text)
@@ -82,9 +82,17 @@ def _megabytes(folder: Path, sums: Mapping[str, str]) -> float:
     return sum(path.stat().st_size for path in bundle_paths if path.is_file()) / 1e6
 
 
-def _verify_store(address: str) -> BundleVerdict:
-    import json
+def _parse_record(text: bytes | None, where: str) -> JsonView:
+    values = {} if text is None else parse_json(text, where, PublishError)
+    if not isinstance(values, dict):
+        raise PublishError(
+            f"{where}: must hold keys and values (got {type(values).__name__}), so it is no record "
+            "of a bundle; make the bundle again."
+        )
+    return values
 
+
+def _verify_store(address: str) -> BundleVerdict:
     store, root = open_store(address)
     if not store.exists(f"{root}/{SUMS}"):
         raise PublishError(f"{address}: holds no {SUMS}, so it is no whole bundle.")
@@ -92,7 +100,8 @@ def _verify_store(address: str) -> BundleVerdict:
     faults = []
     for file_name, file_hash in sums.items():
         try:
-            remote_digest = _hash_remote(store, f"{root}/{file_name}")
+            with store.open(f"{root}/{file_name}", "rb") as file:
+                remote_digest = hash_open(file)
         except FileNotFoundError:
             faults.append(f"{file_name}: is missing")
             continue
@@ -100,22 +109,20 @@ def _verify_store(address: str) -> BundleVerdict:
             faults.append(f"{file_name}: is not the file that was published")
     remote_names = {str(path)[len(root) + 1 :] for path in store.find(root)}
     faults += [
-        f"{name}: is not named in {SUMS}" for name in sorted(remote_names - set(sums) - {SUMS})
+        f"{name}: is not named in {SUMS}"
+        for name in sorted(remote_names - set(sums) - _NOT_PUBLISHED)
     ]
 
-    def text(name: str) -> str | None:
-        return store.cat_file(f"{root}/{name}").decode("utf-8") if name in remote_names else None
+    def content(name: str) -> bytes | None:
+        return bytes(store.cat_file(f"{root}/{name}")) if name in remote_names else None
 
-    return BundleVerdict(sums, tuple(faults), json.loads(text(RECORD) or "{}"), text("merge.yaml"))
-
-
-def _hash_remote(store: Any, path: str) -> str:
-    running_hash = hashlib.sha256()
-    with store.open(path, "rb") as file:
-        # In blocks, as a file of weights may be larger than the memory.
-        while block := file.read(_BLOCK):
-            running_hash.update(block)
-    return running_hash.hexdigest()
+    merge_text = content("merge.yaml")
+    return BundleVerdict(
+        sums,
+        tuple(faults),
+        _parse_record(content(RECORD), f"{address}/{RECORD}"),
+        None if merge_text is None else merge_text.decode("utf-8"),
+    )
 
 
 def _snapshot(repository: str, revision: str | None) -> Path:

@@ -268,6 +268,10 @@ def _nothing_general(recipe: Recipe) -> Iterator[Fault]:
     roles += [task.role for task in section.tasks]
     if retention.num_prompts:
         roles += [retention.loss_role, retention.kl_role]
+    if section.infilling is not None:
+        roles.append(section.infilling.role)
+    if section.behavior is not None:
+        roles += section.behavior.roles.values()
     if "general" not in (*recipe.data.roles, *roles):
         yield Fault(
             "evaluate.retention",
@@ -287,7 +291,11 @@ def _nothing_to_monitor(prefix: str, data: DataSection, train: TrainSection) -> 
 
 
 def _models(recipe: Recipe) -> Iterator[Fault]:
-    yield from recipe.search.find_faults(recipe.models, list(recipe.specialists))
+    yield from recipe.search.find_faults(
+        recipe.models,
+        list(recipe.specialists),
+        beside_a_base=recipe.train.start is not None,
+    )
     if recipe.models and recipe.tokenizer is not None:
         yield Fault(
             "models", "have the tokenizer that the section tokenizer adds to", "drop one of the two"

@@ -278,7 +278,12 @@ def _cut_sources(
 ) -> PlainValues:
     """Domain sources cut to the tokens that replay leaves, in the proportions of what the full
     recipe says that they hold, else alike."""
-    names = [name for name, source in section.sources.items() if source.role == "domain"]
+    # A source that gives no training text takes nothing from the budget.
+    names = [
+        name
+        for name, source in section.sources.items()
+        if source.role == "domain" and "train" in source.split
+    ]
     known_tokens = {n: s.tokens for n, s in full.sources.items() if s.tokens is not None}
     # All or none: a size beside a guess is no proportion.
     are_known = all(name in known_tokens for name in names)
@@ -290,11 +295,10 @@ def _cut_sources(
     for name in names:
         split = section.sources[name].model_dump(mode="json", include={"split"})["split"]
         source_tokens = max(1, round(budget * sizes[name] / seen))
-        if "train" in split:
-            # The recipe's own bound holds where it is the lower one.
-            limit = split["train"]["max_tokens"]
-            limits = [source_tokens] if limit is None else [source_tokens, limit]
-            split["train"]["max_tokens"] = min(limits)
+        # The recipe's own bound holds where it is the lower one.
+        limit = split["train"]["max_tokens"]
+        limits = [source_tokens] if limit is None else [source_tokens, limit]
+        split["train"]["max_tokens"] = min(limits)
         result[name] = {**values[name], "split": split}
     return result
 

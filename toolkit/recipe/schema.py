@@ -157,8 +157,9 @@ class Recipe(Section):
                     f"publish.sources: there is no source {name!r}; "
                     f"sources: {', '.join(self.data.sources)}"
                 )
-        sources = [*self.data.sources, *(self.sft.data.sources if self.sft is not None else ())]
-        known, has_infilling = list(dict.fromkeys(sources)), self.evaluate.infilling is not None
-        if faults := unknown_sets(self.study, known, has_infilling=has_infilling):
+        sft_sources = self.sft.data.sources if self.sft is not None else {}
+        roles = {name: one.role for name, one in (*self.data.sources.items(), *sft_sources.items())}
+        has_infilling = self.evaluate.infilling is not None
+        if faults := unknown_sets(self.study, roles, has_infilling=has_infilling):
             raise ValueError("; ".join(map(str, faults)))
         return self

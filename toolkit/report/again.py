@@ -46,13 +46,21 @@ def again_of(
     merge_command = f"make merge DOMAIN={name}"
     return Again(
         (f"make cpt DOMAIN={name}", merge_command) if trains else (merge_command,),
-        yaml.safe_dump(_portable(recipe), sort_keys=False, allow_unicode=True),
+        yaml.safe_dump(_portable(_without_storage(recipe)), sort_keys=False, allow_unicode=True),
         {
             "cpt-toolkit": __version__,
             **{package: metadata.version(package) for package in TRACKED_PACKAGES},
         },
         dict(hashes),
     )
+
+
+def _without_storage(recipe: Mapping[str, object]) -> Mapping[str, object]:
+    """Where workers met changes no merge, and its URL may hold a password."""
+    search = recipe.get("search")
+    if not isinstance(search, Mapping):
+        return recipe
+    return {**recipe, "search": {key: search[key] for key in search if key != "storage"}}
 
 
 def _portable(value: object) -> object:

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from toolkit.errors import MergeError
 from toolkit.evaluate.cache import ScoreCache, candidate_hash
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.in_memory import LiveMerge
-from toolkit.search.space import GENERAL, Candidate, endpoint
+from toolkit.search.space import GENERAL, ONE_SPECIALIST, Candidate, alone, endpoint
 
 
 def device_of(number: int) -> torch.device:
@@ -112,8 +113,13 @@ class Bench:
     def _name_for_cache(self, candidate: Candidate) -> str:
         """By all that decides its scores: of a model as it stands neither the other models nor the
         seed, so that the general model is scored once for all specialists."""
-        if candidate.name in self._parents and candidate.config == endpoint(candidate.name).config:
-            return candidate_hash({candidate.name: self._parents[candidate.name]}, "itself", 0)
+        name = candidate.name
+        if name in self._parents:
+            # The others stand beside it with a weight of 0, or not at all.
+            others = [other for other in candidate.config.model_names() if other != GENERAL]
+            beside = endpoint(name, (others or ONE_SPECIALIST) if name == GENERAL else (name,))
+            if candidate.config in (beside.config, alone(name).config):
+                return candidate_hash({name: self._parents[name]}, "itself", 0)
         plain_config = candidate.config.model_dump(mode="json")
         return candidate_hash(self._parents, plain_config, self._seed)
 
@@ -134,6 +140,15 @@ class Bench:
         return [known_losses[items.name, items.content_hash, row] for row in rows]
 
     def distance(self) -> float:
-        """Euclidean distance of the last merge from the general model."""
+        """Euclidean distance of the last merge from the general model.
+
+        Raises:
+            MergeError: the merge holds what is no finite number.
+        """
         distance = self._live.distance(self._made, GENERAL)
-        return distance if math.isfinite(distance) else 0.0
+        if not math.isfinite(distance):
+            raise MergeError(
+                f"merge: its distance from the general model is {distance}, so it holds weights "
+                "that are no finite numbers; lower the merge's weights, or look for damaged models."
+            )
+        return distance

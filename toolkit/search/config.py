@@ -142,14 +142,27 @@ class SearchSection(Section):
 
     @model_validator(mode="after")
     def _room(self) -> Self:
-        # The grid sampler's number is a limit that its queue is held against later.
-        num_fixed = 2 + len(set(self.sweep)) + (self.learned is not None)
-        if self.sampler != "grid" and self.num_trials < num_fixed:
-            raise ValueError(
-                f"num_trials: must be at least {num_fixed}: the two models and the sweep of "
-                f"{len(set(self.sweep))} (got {self.num_trials})"
-            )
+        # What further specialists or a base add is only known with the recipe: `find_faults`.
+        if fault := self._fault_of_room(0, beside_a_base=False):
+            raise ValueError(f"num_trials: {fault} (got {self.num_trials})")
         return self
+
+    def _fault_of_room(self, num_specialists: int, *, beside_a_base: bool) -> str:
+        """That there are fewer trials than what is always tried; nothing where there is room.
+
+        Args:
+            num_specialists: where a recipe has several, each of which is tried by itself; else 0.
+            beside_a_base: whether training starts from another model than the general one: then
+                the end of the sweep is not the specialist.
+        """
+        num_points = len({*self.sweep, *([1.0] if beside_a_base else [])})
+        num_fixed = 2 + num_points + num_specialists + (self.learned is not None)
+        # The grid sampler's number is a limit that its queue is held against later.
+        if self.sampler == "grid" or self.num_trials >= num_fixed:
+            return ""
+        fault = f"must be at least {num_fixed}: the two models and the sweep of {num_points}"
+        fault += f", and each of {num_specialists} specialists" if num_specialists else ""
+        return fault + (", and `learned`" if self.learned is not None else "")
 
     def identity(self) -> dict[str, object]:
         """What the merges that are found depend on."""
@@ -159,7 +172,11 @@ class SearchSection(Section):
         return self.model_dump(mode="json", exclude={*WITHOUT_EFFECT, *unsaid})
 
     def find_faults(
-        self, models: Collection[str], specialists: Sequence[str] = ()
+        self,
+        models: Collection[str],
+        specialists: Sequence[str] = (),
+        *,
+        beside_a_base: bool = False,
     ) -> Iterator[Fault]:
         """What is wrong with `merges` that cannot be searched, at the recipe's key, and with
         further models of the recipe whose name merges have for another.
@@ -167,7 +184,10 @@ class SearchSection(Section):
         Args:
             models: names of the recipe's further models.
             specialists: names of its specialists, where it has several.
+            beside_a_base: whether training starts from another model than the general one.
         """
+        if fault := self._fault_of_room(len(specialists), beside_a_base=beside_a_base):
+            yield Fault("search.num_trials", f"{fault} (got {self.num_trials})")
         # The files are read by what searches them, which `--help` has no need of.
         from toolkit.search.space import (
             RESERVED,

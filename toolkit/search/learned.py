@@ -367,7 +367,8 @@ def _descend(
     optimizer = torch.optim.Adam([learned], lr=section.learning_rate, betas=(0.8, 0.95))
     batches = {
         name: _batches(trade.sets[name], order[name], section.tokens_per_step)
-        for name in trade.weights
+        for name, weight in trade.weights.items()
+        if weight  # what is worth nothing is not learned from
     }
     kept: list[Tensor] = []
     tokens = 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -149,9 +150,17 @@ class SearchPlan:
         # choose.
         if isinstance(trial, FrozenTrial):
             known = tried_values(trial, self.by_name)
-            return None if known is None else self.by_name[known[0]].candidate(known[1])
-        name, values = suggested(trial, self.by_name)
-        return self.by_name[name].candidate(values)
+            return None if known is None else self._proposed(*known)
+        return self._proposed(*suggested(trial, self.by_name))
+
+    def _proposed(self, space_name: str, values: Mapping[str, Value]) -> Candidate:
+        """A file's candidate, whose name no other merge has: everyone finds results by name."""
+        space = self.by_name[space_name]
+        candidate = space.candidate(values)
+        namesake = self.fixed.get(candidate.name)
+        if namesake is None or namesake.key == candidate.key:
+            return candidate
+        return replace(candidate, name=f"{candidate.name} of {Path(space.where).name}")
 
     def _tried(self, trial: FrozenTrial) -> tuple[str, dict[str, Value]] | None:
         """File and values of a candidate; a point of the sweep is one of a file that says the same

@@ -93,12 +93,12 @@ def _helpers(commands: Sequence[Sequence[str]], threads: int | None) -> Iterator
     environment = dict(os.environ)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
-    helper_processes = [
-        # This process's bar shows the progress of all; errors of helpers still come by stderr.
-        subprocess.Popen(list(command), env=environment, stdout=subprocess.DEVNULL)
-        for command in commands
-    ]
+    helper_processes: list[subprocess.Popen[bytes]] = []
     try:
+        for command in commands:
+            # This process's bar shows the progress of all; errors of helpers still come by stderr.
+            process = subprocess.Popen(list(command), env=environment, stdout=subprocess.DEVNULL)
+            helper_processes.append(process)
         yield
     finally:
         # The queue is empty: they end by themselves, and are ended where this one failed.

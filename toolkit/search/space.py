@@ -123,10 +123,6 @@ class MergeSpace:
         pairs = zip(self.unknowns.items(), shares, strict=True)
         return {name: unknown.at(share) for (name, unknown), share in pairs}
 
-    def shares(self, values: Mapping[str, Value]) -> list[float]:
-        """The point of the unit cube where values stand."""
-        return [unknown.share(values[name]) for name, unknown in self.unknowns.items()]
-
 
 def is_endpoint(name: str) -> bool:
     """Whether a candidate is the general model, or the specialist or what stands for several."""
@@ -199,23 +195,23 @@ def alphas_by_name(candidates: Iterable[Candidate]) -> dict[str, float]:
 
 
 def _is_mean(candidate: Candidate) -> bool:
-    is_linear = candidate.config.merge_method == "linear"
-    return is_linear and list(candidate.parameters) == ["alpha"] and _is_number(candidate)
-
-
-def _is_number(candidate: Candidate) -> bool:
-    return isinstance(candidate.parameters["alpha"], (int, float))
+    return candidate.config.merge_method == "linear" and _is_sweep_point(candidate, None)
 
 
 def _is_residual(candidate: Candidate) -> bool:
-    config = candidate.config
-    if config.base_model in {None, GENERAL, SPECIALIST} or list(candidate.parameters) != ["alpha"]:
+    start = candidate.config.base_model
+    return start not in {None, GENERAL, SPECIALIST} and _is_sweep_point(candidate, start)
+
+
+def _is_sweep_point(candidate: Candidate, start: str | None) -> bool:
+    """By the merge itself: a file's candidate may have an alpha alone and mean another thing by
+    it."""
+    config, alpha = candidate.config, candidate.parameters.get("alpha")
+    specialists = [name for name in config.model_names() if name not in {GENERAL, start}]
+    if len(candidate.parameters) != 1 or not isinstance(alpha, (int, float)) or not specialists:
         return False
-    if not _is_number(candidate):
-        return False
-    alpha, rounding = float(candidate.parameters["alpha"]), config.rounding or "nearest"
-    # By the merge itself: a file's candidate may have an alpha alone and mean another thing by it.
-    return candidate.key == sweep_point(alpha, rounding, start=config.base_model).key
+    point = sweep_point(float(alpha), config.rounding or "nearest", specialists, start)
+    return candidate.key == point.key
 
 
 def with_rounding(config: MergeConfig, rounding: Rounding) -> MergeConfig:
@@ -353,10 +349,11 @@ def _for_one(node: Any, number: int, specialists: Sequence[str], key: str) -> An
     if "search" not in node:
         return {n: _for_one(v, number, specialists, f"{key}.{n}") for n, v in node.items()}
     wanted = node["search"]
-    name, kind = _as_word(specialists[number]), default_name(key)
+    words, kind = _as_words(specialists), default_name(key)
+    name = words[number]
     if wanted == SIMPLEX:
         # All but the last are found; `_fill` breaks the stick (see `simplex_weights`).
-        names = [f"{kind}_part_{_as_word(one)}" for one in specialists[:-1]]
+        names = [f"{kind}_part_{word}" for word in words[:-1]]
         return {"search": {"simplex": names, "number": number}}
     if complement_of(wanted) is not None:
         return node
@@ -367,8 +364,18 @@ def _for_one(node: Any, number: int, specialists: Sequence[str], key: str) -> An
     return {"search": {**wanted, "name": f"{wanted.get('name', kind)}_{name}"}}
 
 
-def _as_word(name: str) -> str:
-    return re.sub(r"\W", "_", name)
+def _as_words(names: Sequence[str]) -> list[str]:
+    """Each name as a word that no other has.
+
+    >>> _as_words(["law-eu", "law_eu", "news"])
+    ['law_eu', 'law_eu_2', 'news']
+    """
+    words: list[str] = []
+    for name in names:
+        word = re.sub(r"\W", "_", name)
+        numbered = (f"{word}_{number}" for number in itertools.count(2))
+        words.append(word if word not in words else next(w for w in numbered if w not in words))
+    return words
 
 
 def simplex_weights(parts: Sequence[float]) -> list[float]:

@@ -148,12 +148,17 @@ def open_storage(place: Place, *, begin: bool) -> Any:
 
 
 def spoken(place: Place) -> str:
-    """A place without its password.
+    """A place, or a text with one in it, without its password and all that may hold another: what
+    follows a URL's question mark.
 
     >>> spoken("postgresql://me:secret@host/db")
     'postgresql://me@host/db'
+    >>> spoken("postgresql://host/db?user=me&password=secret")
+    'postgresql://host/db'
     """
-    return re.sub(r"(//[^:/@]*):[^@]*@", r"\1@", str(place))
+    # Up to the last @, as a password that should have been written %40 holds one.
+    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1@", str(place))
+    return re.sub(r"(://[^?\s]*)\?[^\s'\")]*", r"\1", text)
 
 
 @contextlib.contextmanager

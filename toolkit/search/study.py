@@ -33,7 +33,22 @@ from toolkit.stage import changed_keys
 
 Result = TypeVar("Result")
 _UNCLAIMED_SECONDS = 10.0  # between taking a candidate and signing for it lie milliseconds
+_CLOCK_SECONDS = 60.0  # that a clock may be set by, where starts are known as times of day only
 _PATIENCE_SECONDS = 20.0  # a database that is restarted is waited for
+
+
+def start_of(pid: int) -> float:
+    """When a process began, by a clock that nobody sets; `psutil` alone knows of it where there is
+    no `/proc`, as a time of day.
+
+    Raises:
+        psutil.NoSuchProcess: there is none.
+    """
+    # The 22nd field of all, in clock ticks since the machine was started. psutil makes a time of
+    # day of it, which moves with the system's clock. A name in brackets may hold spaces.
+    with contextlib.suppress(OSError):
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return float(psutil.Process(pid).create_time())
 
 
 def worker_identity() -> str:
@@ -41,8 +56,7 @@ def worker_identity() -> str:
     namespace_link = "/proc/self/ns/pid"
     # Containers may give two processes one number on one host: the namespace tells them apart.
     inside = str(Path(namespace_link).readlink()) if Path(namespace_link).exists() else ""
-    start_time = psutil.Process().create_time()
-    return f"{socket.gethostname()}|{inside}|{os.getpid()}|{start_time:.2f}"
+    return f"{socket.gethostname()}|{inside}|{os.getpid()}|{start_of(os.getpid()):.2f}"
 
 
 def is_surely_dead(worker: str) -> bool:
@@ -52,7 +66,8 @@ def is_surely_dead(worker: str) -> bool:
         return False
     try:
         other_process = psutil.Process(int(worker_parts[2]))
-        is_same_process = f"{other_process.create_time():.2f}" == worker_parts[3]
+        tolerance = 0.01 if Path("/proc/self/stat").exists() else _CLOCK_SECONDS
+        is_same_process = abs(start_of(other_process.pid) - float(worker_parts[3])) <= tolerance
         # A number may have been given again since; and a killed child stays, as a zombie, until its
         # parent asks for it.
         return not is_same_process or other_process.status() == psutil.STATUS_ZOMBIE
@@ -309,7 +324,7 @@ class Study:
                 self._watched.pop(trial._trial_id, None)
                 continue
             if self._is_lost(trial):
-                self._put_back(trial)
+                self.put_back(trial)
                 returned_numbers.append(trial.number)
         return returned_numbers
 
@@ -326,7 +341,9 @@ class Study:
         wait = self._stale_seconds if worker else min(_UNCLAIMED_SECONDS, self._stale_seconds)
         return now - watch.since > wait
 
-    def _put_back(self, trial: FrozenTrial) -> None:
+    def put_back(self, trial: FrozenTrial | optuna.Trial) -> None:
+        """Give a candidate back to the queue, under its own number."""
+
         def act() -> None:
             storage = self._study._storage
             # Unsigned first: killed between the two, this leaves a candidate that nobody signed
@@ -337,6 +354,8 @@ class Study:
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self.patiently(act)
         self._watched.pop(trial._trial_id, None)
+        if trial._trial_id == self._current:
+            self._current = None
 
     @contextlib.contextmanager
     def alive(self, trial: optuna.Trial) -> Iterator[None]:

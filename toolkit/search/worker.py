@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from toolkit.errors import ConfigError, EvaluationError, MergeError
 from toolkit.evaluate.sets import EvaluationSet
@@ -20,8 +21,17 @@ from toolkit.progress import Advance
 from toolkit.search.objective import Losses, Objective, guide_of
 from toolkit.search.queue import SearchPlan
 from toolkit.search.race import Rivals, rivals_among, run_race
-from toolkit.search.space import GENERAL, Candidate, alphas_by_name, find_sweep_end, is_endpoint
-from toolkit.search.study import OUTCOME, Study, attributes_of, pack, unpack
+from toolkit.search.space import GENERAL, Candidate, alphas_by_name, find_sweep_end
+from toolkit.search.storage import spoken
+from toolkit.search.study import (
+    OUTCOME,
+    DamagedScoresError,
+    Result,
+    Study,
+    attributes_of,
+    pack,
+    unpack,
+)
 
 _POLL_SECONDS = 0.5
 
@@ -117,6 +127,10 @@ def read_outcome(plan: SearchPlan, trial: FrozenTrial) -> Outcome | None:
 
 
 def read_losses(attributes: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
+    """
+    Raises:
+        DamagedScoresError: they are not as they were written.
+    """
     return {name: unpack(text) for name, text in attributes.get("losses", {}).items()}
 
 
@@ -124,11 +138,16 @@ def plain_points(
     outcomes: Sequence[Outcome], fixed: Mapping[str, Candidate]
 ) -> dict[float, Losses]:
     """Losses of the sweep's points that were scored in full, by α, the two models among them."""
-    alphas = alphas_by_name(fixed.values())
+    # By what is merged: a file's candidate may have a point's name and be another merge.
+    alphas = {
+        fixed[name].key: alpha
+        for name, alpha in alphas_by_name(fixed.values()).items()
+        if name in fixed
+    }
     return {
-        alphas[outcome.candidate.name]: outcome.losses
+        alphas[outcome.candidate.key]: outcome.losses
         for outcome in outcomes
-        if outcome.candidate.name in alphas and outcome.status == "complete"
+        if outcome.candidate.key in alphas and outcome.status == "complete"
     }
 
 
@@ -152,6 +171,9 @@ class Worker:
         self._outcomes: dict[int, Outcome] = {}
         self._known_points: tuple[float, ...] = ()
         self._rivals_known = Rivals(None, None, None, None)
+        self._general_key = plan.fixed[GENERAL].key
+        self._sweep_end_key = find_sweep_end(plan.fixed).key
+        self._shown_keys = {one.key for one in plan.fixed.values() if one != plan.learned}
 
     def work(self, *, stay: bool = True) -> None:
         """Score candidates.
@@ -177,7 +199,7 @@ class Worker:
         size = self._study.size
         for trial in self._study.trials()[:size]:
             if trial.number not in self._outcomes and trial.state.is_finished():
-                outcome = read_outcome(self._plan, trial)
+                outcome = self._told_where(trial, partial(read_outcome, self._plan, trial))
                 if outcome is not None:
                     self._outcomes[trial.number] = outcome
         return self._outcomes
@@ -194,7 +216,8 @@ class Worker:
         )
         merged_before, start_time = self._bench.merge_seconds, time.perf_counter()
         # What a worker that was killed amid the race had scored of it.
-        known_losses = self._study.patiently(lambda: read_losses(trial.user_attrs))
+        attributes = self._study.patiently(lambda: trial.user_attrs)
+        known_losses = self._told_where(trial, partial(read_losses, attributes))
         tokens = 0
         try:
             if twin is not None:
@@ -204,16 +227,19 @@ class Worker:
                 status, losses, tokens = self._race(trial, known_losses, candidate)
                 distance = self._bench.distance()
         except (EvaluationError, MergeError, ConfigError) as error:
-            if is_endpoint(candidate.name):
+            if self._is_endpoint(candidate):
                 raise  # without them there is nothing to compare with
             self._study.note(trial, **{OUTCOME: {"status": "failed", "error": str(error)}})
             self._study.finish(trial, None)
             self._advance(objective.all_tokens, f"{candidate.name}: failed")
             return
-        general = losses if candidate.name == GENERAL else self._find(GENERAL)
-        if general is None:  # another worker is still at it: by itself it loses nothing
-            general = losses
-        guide = guide_of(self._find_sweep_end(), self._find(GENERAL))
+        is_general = candidate.key == self._general_key
+        general = losses if is_general else self._wait_for_general()
+        if general is None:  # its worker ended: it comes first in the queue, and then this one
+            self._keep_losses(trial, losses)
+            self._study.put_back(trial)
+            return
+        guide = guide_of(self._find(self._sweep_end_key), self._find(self._general_key))
         figures = objective.estimates(losses, [general, *self._whole()], guide)
         merge_seconds = self._bench.merge_seconds - merged_before
         outcome = {
@@ -250,16 +276,15 @@ class Worker:
 
         def keep() -> None:  # so that a killed worker's candidate need not begin anew
             tell()
-            packed = {name: pack(values) for name, values in losses.items()}
-            self._study.note(trial, losses=packed)
+            self._keep_losses(trial, losses)
 
         stayed_in = run_race(
             objective,
             losses,
             lambda counts: score_missing(self._bench, candidate, objective, losses, counts),
             self._rivals,
-            may_drop=not is_endpoint(candidate.name),
-            is_shown=candidate.name in self._plan.fixed and candidate != self._plan.learned,
+            may_drop=not self._is_endpoint(candidate),
+            is_shown=candidate.key in self._shown_keys,
             after_look=keep,
         )
         tell()
@@ -277,11 +302,40 @@ class Worker:
     def _whole(self) -> list[Losses]:
         return [o.losses for o in self.outcomes().values() if o.status == "complete"]
 
-    def _find_sweep_end(self) -> Losses | None:
-        return self._find(find_sweep_end({name: name for name in self._plan.fixed}))
-
-    def _find(self, name: str) -> Losses | None:
+    def _find(self, key: str) -> Losses | None:
         for outcome in self.outcomes().values():
-            if outcome.candidate.name == name:
+            if outcome.candidate.key == key:
                 return outcome.losses
         return None
+
+    def _is_endpoint(self, candidate: Candidate) -> bool:
+        return candidate.key in (self._general_key, self._sweep_end_key)
+
+    def _wait_for_general(self) -> Losses | None:
+        """Losses of the general model, which every other candidate's figures are made with; None
+        where its worker ended before it knew them."""
+        while (general := self._find(self._general_key)) is None:
+            self._study.requeue_lost()
+            if self._study.trials()[0].state == TrialState.WAITING:  # the first of every queue
+                return None
+            time.sleep(_POLL_SECONDS)
+        return general
+
+    def _keep_losses(self, trial: optuna.Trial, losses: Losses) -> None:
+        packed = {name: pack(values) for name, values in losses.items()}
+        self._study.note(trial, losses=packed)
+
+    def _told_where(self, trial: optuna.Trial | FrozenTrial, read: Callable[[], Result]) -> Result:
+        """What is read of a candidate.
+
+        Raises:
+            DamagedScoresError: its scores are damaged; with the place and what to do.
+        """
+        try:
+            return read()
+        except DamagedScoresError as error:
+            raise DamagedScoresError(
+                f"{spoken(self._study.place)}: candidate {trial.number}: {error}. Move the study "
+                "away, or give a new one a name (search.study_name), and run the same command: it "
+                "is scored again."
+            ) from error

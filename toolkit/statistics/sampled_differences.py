@@ -2,12 +2,12 @@
 
 Documents come in a random order, so that those scored so far are a sample, drawn without
 replacement, of all that full scoring would use. A candidate is dropped when it is shown, at one of
-K looks, that full scoring would not call it better than the best one so far, or would not let it
-stay within the tolerance of a general set. Better means ahead by an interval that is corrected for
-all candidates (Bonferroni): less than that, the best of many is ahead by luck. Each look spends 1/K
-of the error, half of it on either question, so that over all looks a candidate that full scoring
-would call better is lost with at most that chance, whatever else is tried (it need only survive its
-own comparisons).
+K looks, that full scoring would not call it better than the best one so far, nor better than the
+plain mean that loses as much, or would not let it stay within the tolerance of a general set.
+Better than that mean is ahead by an interval that is corrected for all candidates (Bonferroni):
+less than that, the best of many is ahead by luck. Each look spends 1/K of the error, a third of it
+on each question, so that over all looks a candidate that full scoring would call better is lost
+with at most that chance, whatever else is tried (it need only survive its own comparisons).
 
 How the specialist differs from the general model on each document is known for all documents, as
 both are scored in full, and merges of the two differ in much the same pattern. So a candidate's
@@ -335,5 +335,6 @@ def is_out(difference: Difference, limit: float, quantile: float, spend: float) 
 
 
 def spending(error: float, looks: int) -> float:
-    """The chance that one question may spend at one look."""
-    return error / (2.0 * looks)
+    """The chance that one of three questions may spend at one look: what a candidate loses, whether
+    it is behind the best plain mean, whether it is behind the one that loses as much."""
+    return error / (3.0 * looks)

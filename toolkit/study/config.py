@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, StringConstraints, model_validator
@@ -180,13 +180,13 @@ def unknown_models(study: StudySection | None, variants: Collection[str]) -> lis
 
 
 def unknown_sets(
-    study: StudySection | None, sources: Collection[str], *, has_infilling: bool = True
+    study: StudySection | None, sources: Mapping[str, str], *, has_infilling: bool = True
 ) -> list[Fault]:
     """A fault for each measure on something that the recipe does not test, at its key.
 
     Args:
         study: the recipe's.
-        sources: their names.
+        sources: their roles by name.
         has_infilling: whether the recipe has `evaluate.infilling`.
     """
     faults = []
@@ -197,6 +197,11 @@ def unknown_sets(
             hint = sentence_end(name, known_sets)
             what = f"there is no test set {name!r}{hint} Sets: {', '.join(known_sets)}."
             faults.append(Fault(key, what))
+        # Where the source is all that the role has, the two names mean the same.
+        of_role = [source for source, role in sources.items() if role == name]
+        if name in SETS and name in sources and of_role != [name]:
+            what = f"{name} is what a source is called as well, so it names two things"
+            faults.append(Fault(key, what, f"call the source data.sources.{name} otherwise"))
         if name == "infilling" and not has_infilling:
             what = "infilling needs a section evaluate.infilling, and there is none"
             faults.append(Fault(key, what))

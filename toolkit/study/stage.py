@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ConfigError, EvaluationError
+from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.input_hashes import evaluation_inputs
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.machine import cache_folder
+from toolkit.machine import cache_folder, dtype_of
 from toolkit.pipeline.heal import ensure_heal
 from toolkit.pipeline.model_hashes import fingerprint
 from toolkit.pipeline.models import ensure_data, ensure_general, ensure_specialist
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
 
 STUDY = "study"
 FIGURES = "study.json"
+NOT_READ: dict[str, Any] = {"multiple_choice": (), "tasks": (), "behavior": None}
+"""What of a recipe's `evaluate` no claim is about: nothing is asked, read or hashed for it."""
+
 _SEED_NAMES = {"infilling": "middles"}
 """What resamples of a set are seeded by where it is not the set's name, so that figures stay."""
 
@@ -91,18 +96,19 @@ def ensure_study(run: Run) -> Path:
         )
     subjects = make_subjects(run, section)
     documents = common_documents(subjects, run)
-    evaluate = run.recipe.evaluate
+    evaluate = replace_values(run.recipe.evaluate, **NOT_READ)
     stage = run.stage(
         STUDY,
         {
             "study": section.model_dump(mode="json"),
-            "evaluate": evaluate.model_dump(
+            "evaluate": run.recipe.evaluate.model_dump(
                 mode="json", exclude={"prompts", "multiple_choice", "tasks"}
             ),
         },
         {
             "documents": hash_file(documents / "test.jsonl"),
             **{f"model {s.name}": fingerprint(s.folder) for s in subjects},
+            **evaluation_inputs(evaluate),
         },
     )
     folder = run.ensure(stage, STUDY, lambda: run_study(run, section, stage, subjects, documents))
@@ -238,15 +244,20 @@ def score_subjects(
         EvaluationError: a tokenizer cut the documents to other items, or a loss is not finite.
     """
     from toolkit.evaluate.cache import ScoreCache
+    from toolkit.evaluate.load import settle_scoring
 
     # In the machine's cache and not among the runs: studies of several folders share models.
     cache = ScoreCache(cache_folder() / "scores.jsonl")
-    answers = retention_set(run, documents) if "retention" in set_names else []
+    # One type of arithmetic for all: a difference between two types would look like one of models.
+    evaluate = settle_scoring(
+        replace_values(run.recipe.evaluate, **NOT_READ), *(subject.folder for subject in subjects)
+    )
+    answers = retention_set(run, evaluate, documents) if "retention" in set_names else []
     first_sets: dict[str, list[EvaluationSet]] = {}
     losses_by_model: dict[str, dict[str, list[float]]] = {}
     with progress("study, models", len(subjects)) as advance:
         for subject in subjects:
-            sets = {**document_sets(run, subject, documents, set_names), "retention": answers}
+            sets = document_sets(evaluate, subject, documents, set_names) | {"retention": answers}
             for set_name in set_names:
                 if not sets.get(set_name):
                     raise ConfigError(
@@ -257,44 +268,45 @@ def score_subjects(
                 first = first_sets.setdefault(set_name, sets[set_name])
                 _check_same_items(first, sets[set_name], subject.name)
             all_items = [items for set_name in set_names for items in sets[set_name]]
-            losses_by_model[subject.name] = _score_subject(run, subject, all_items, cache)
+            losses_by_model[subject.name] = _score_subject(subject, all_items, cache, evaluate)
             advance(1, subject.name)
     return {set_name: pool(sets, losses_by_model) for set_name, sets in first_sets.items()}
 
 
 def _score_subject(
-    run: Run, subject: StudySubject, all_items: Sequence[EvaluationSet], cache: ScoreCache
+    subject: StudySubject,
+    all_items: Sequence[EvaluationSet],
+    cache: ScoreCache,
+    evaluate: EvaluateSection,
 ) -> dict[str, list[float]]:
     """Losses by set; the model is loaded where one of them is not in the cache."""
-    from toolkit.checkpoint.load import load_causal_model, scoring_dtype
+    from toolkit.checkpoint.load import load_causal_model
 
     model, model_hash = None, content_hash(subject.folder)
     losses_by_set: dict[str, list[float]] = {}
     for items in all_items:
         # Loaded at the first set that lacks a score, and kept for the rest.
         if model is None and len(cache.known(model_hash, items)) < len(items):
-            model_dtype = scoring_dtype(subject.folder, run.recipe.evaluate.precision)
-            model = load_causal_model(subject.folder, model_dtype)
+            model = load_causal_model(subject.folder, dtype_of(evaluate.precision))
         losses_by_set[items.name] = cache.score(model, model_hash, items)
     return losses_by_set
 
 
 def document_sets(
-    run: Run, subject: StudySubject, documents: Path, set_names: Sequence[str]
+    evaluate: EvaluateSection, subject: StudySubject, documents: Path, set_names: Sequence[str]
 ) -> dict[str, list[EvaluationSet]]:
     """Test documents in a model's own tokens, by source and by role, and infilling where named."""
     from toolkit.evaluate.documents import likelihood_sets
-    from toolkit.evaluate.load import settle_scoring
     from toolkit.evaluate.middles import middles_sets
 
     separator_token = read_manifest(documents)["results"]["separator_token_id"]
     tokenizer = load_tokenizer(subject.folder)
     test_documents = documents / "test.jsonl"
-    evaluate = settle_scoring(run.recipe.evaluate, subject.folder)
     sets = likelihood_sets(test_documents, tokenizer, separator_token, evaluate)
+    # The role stands: a claim on a source of its name that is not all of it is refused.
     sets_by_name = {
-        **{role: [s for s in sets if s.role == role] for role in ("domain", "general")},
         **{s.name: [s] for s in sets},
+        **{role: [s for s in sets if s.role == role] for role in ("domain", "general")},
     }
     if "infilling" in set_names and evaluate.infilling is not None:
         # The first set is behind both sides; the second, behind the prefix alone, is no infilling.
@@ -304,17 +316,13 @@ def document_sets(
     return sets_by_name
 
 
-def retention_set(run: Run, documents: Path) -> list[EvaluationSet]:
+def retention_set(run: Run, evaluate: EvaluateSection, documents: Path) -> list[EvaluationSet]:
     """The general model's answers to the test prompts; it is asked once."""
     from toolkit.evaluate.load import load_sets
     from toolkit.evaluate.retention import LOSS
 
-    # Of all sets only the answers are wanted; questions and tasks would be read for nothing.
-    retention_section = replace_values(run.recipe.evaluate, multiple_choice=(), tasks=())
     return [
-        s
-        for s in load_sets(retention_section, documents, ensure_general(run), "test")
-        if s.name == LOSS
+        s for s in load_sets(evaluate, documents, ensure_general(run), "test") if s.name == LOSS
     ]
 
 

@@ -118,7 +118,7 @@ def _texts_of(data: DataSection, section: TokenizerSection, seed: int) -> dict[s
     }
     character_limits = {
         "train": section.sample_characters,
-        "validation": section.sample_characters // 10,
+        "validation": max(1, section.sample_characters // 10),
     }
     for name, source in data.sources.items():
         for split, found_texts in _texts(name, source, data, character_limits, seed).items():
@@ -148,14 +148,26 @@ def _choose(core: Any, section: TokenizerSection, most: int, texts: list[str]) -
 
 
 def _special_pieces(core: Any, names: Sequence[str], general: Path) -> list[list[int]]:
-    """Old ids of the pieces of each name."""
+    """Old ids of the pieces of each name.
+
+    Raises:
+        ConfigError: the tokenizer has a name already, or leaves nothing of it.
+    """
+    pieces = []
     for name in names:
         if name in core.get_vocab():
             raise ConfigError(
                 f"tokenizer.special_tokens: the tokenizer of {general} has {name!r} already; use "
                 "it without adding it."
             )
-    return [core.encode(name, add_special_tokens=False).ids for name in names]
+        pieces.append(core.encode(name, add_special_tokens=False).ids)
+        # Its row begins as the mean of its pieces' rows; of none that is no number.
+        if not pieces[-1]:
+            raise ConfigError(
+                f"tokenizer.special_tokens: the tokenizer of {general} reads nothing in {name!r}, "
+                "so its row has no rows to begin from; give a name with letters in it."
+            )
+    return pieces
 
 
 def write_template(folder: Path, template: str) -> None:

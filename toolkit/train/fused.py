@@ -150,8 +150,7 @@ class _Gated(torch.autograd.Function):
         down: Tensor,
     ) -> Tensor:
         inverse_rms = _inverse_rms(x, epsilon)
-        ctx.loan = WORKSPACE.lend("gated", (len(x), len(gate) + len(up)), dtype, x.device)
-        both_products = ctx.loan.tensor
+        both_products = WORKSPACE.lend("gated", (len(x), len(gate) + len(up)), dtype, x.device)
         torch.mm(
             _normed(x, inverse_rms, scale, dtype), _beside((gate, up), dtype).T, out=both_products
         )
@@ -189,7 +188,7 @@ class _Gated(torch.autograd.Function):
         weight_grads = _matrix_gradients(both_products, y, [gate, up], needs_gradient)
         grad_x = _multiply("gradient", both_products, _beside((gate, up), grad.dtype))
         # After its last reader, and before the block below asks for as much.
-        WORKSPACE.give_back(ctx.loan)
+        WORKSPACE.give_back("gated", both_products)
         grad_x, grad_scale = _norm_gradients(grad_x, x, inverse_rms, scale)
         return grad_x, grad_scale, None, None, *weight_grads, grad_down
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from toolkit.train.fused import CACHE_ENTRIES, no_autocast
-from toolkit.train.workspace import WORKSPACE, Loan
+from toolkit.train.workspace import WORKSPACE
 
 TILE = 128
 """Queries whose scores exist at one time; keys after the last of them are never looked at."""
@@ -66,7 +66,7 @@ class _Attend(torch.autograd.Function):
     ) -> Tensor:
         # Head by head, so that a tile is one plain matrix: `qkv` has all heads of a position side
         # by side.
-        ctx.loan, (queries, keys, values) = _by_head(qkv, cos, sin, heads)
+        queries, keys, values = _by_head(qkv, cos, sin, heads)
         late_scale = _late_scale(scale, qkv.dtype)
         # Queries are scaled once where that is exact; scores are many times as many.
         if late_scale == 1.0:
@@ -74,8 +74,7 @@ class _Attend(torch.autograd.Function):
         causal_mask = _later(queries.device)
         # What comes next keeps the result until its own backward pass, which is before this one's.
         result_shape = (qkv.shape[0], *queries.shape[:2], queries.shape[-1])
-        ctx.result = WORKSPACE.lend("mixed", result_shape, qkv.dtype, qkv.device)
-        mixed_heads = ctx.result.tensor
+        mixed_heads = WORKSPACE.lend("mixed", result_shape, qkv.dtype, qkv.device)
         with _products_of(qkv.dtype):
             for rows, seen in _tiles(edges):
                 attention_shares = _shares(
@@ -85,14 +84,14 @@ class _Attend(torch.autograd.Function):
                 mixed_heads[rows] = mixed_values.view(
                     *queries.shape[:2], -1, queries.shape[-1]
                 ).permute(2, 0, 1, 3)
-        ctx.save_for_backward(queries, keys, values, cos, sin)
+        ctx.save_for_backward(queries, keys, values, cos, sin, mixed_heads)
         ctx.edges, ctx.scale = edges, scale
-        return ctx.result.tensor.view(qkv.shape[0], -1)  # type: ignore[no-any-return]
+        return mixed_heads.view(qkv.shape[0], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, cos, sin = ctx.saved_tensors
+        queries, keys, values, cos, sin, mixed_heads = ctx.saved_tensors
         kv_heads, group_size, _, head_dim = queries.shape
         grad = grad.view(-1, kv_heads, group_size, head_dim).permute(1, 2, 0, 3)
         # Keys and values get sums over queries of several tiles, in float32: rounded to bfloat16
@@ -143,27 +142,27 @@ class _Attend(torch.autograd.Function):
         )
         grad_qkv[:, kv_heads * (group_size + 1) :] = grad_values.transpose(0, 1)
         # Both were lent for the block's forward and backward pass; the block below takes them next.
-        WORKSPACE.give_back(ctx.loan)
-        WORKSPACE.give_back(ctx.result)
+        WORKSPACE.give_back("heads", queries)
+        WORKSPACE.give_back("mixed", mixed_heads)
         return grad_qkv.view(len(grad_qkv), -1), None, None, None, None, None
 
 
 def _by_head(
     qkv: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int]
-) -> tuple[Loan, tuple[Tensor, Tensor, Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries `[K, G, N, H]` and keys `[K, N, H]`, and values `[K, N, H]`, all lent."""
     kv_heads, group_size = heads
     heads_apart = qkv.view(len(qkv), kv_heads * (group_size + 2), -1).transpose(0, 1)
-    loan = WORKSPACE.lend("heads", tuple(heads_apart.shape), qkv.dtype, qkv.device)
-    queries, keys, values = torch.split(loan.tensor, [kv_heads * group_size, kv_heads, kv_heads])
+    lent = WORKSPACE.lend("heads", tuple(heads_apart.shape), qkv.dtype, qkv.device)
+    queries, keys, values = torch.split(lent, [kv_heads * group_size, kv_heads, kv_heads])
     _rotate(
         heads_apart[: kv_heads * (group_size + 1)],
         cos,
         sin,
-        loan.tensor[: kv_heads * (group_size + 1)],
+        lent[: kv_heads * (group_size + 1)],
     )
     values.copy_(heads_apart[kv_heads * (group_size + 1) :])
-    return loan, (queries.view(kv_heads, group_size, *queries.shape[1:]), keys, values)
+    return queries.view(kv_heads, group_size, *queries.shape[1:]), keys, values
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:

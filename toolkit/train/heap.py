@@ -15,7 +15,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _OWN_MAP_BYTES = 1 << 20
 """Size from which on a block goes back to the system as soon as it is freed."""
 
-_DEFAULT_TRIM_BYTES, _DEFAULT_MMAP_MAX = 1 << 27, 1 << 16
+_DEFAULT_TRIM_BYTES, _DEFAULT_MMAP_MAX = 1 << 17, 1 << 16
 
 
 @contextmanager

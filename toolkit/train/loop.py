@@ -26,7 +26,7 @@ from toolkit.train.layout import IGNORED
 from toolkit.train.monitor import ForgettingMonitor, ScoreRoles
 from toolkit.train.packing_probe import settle_packing
 from toolkit.train.precision import settle_precision
-from toolkit.train.processes import exchanging
+from toolkit.train.processes import exchanging, from_first
 from toolkit.train.rotary import RotaryByStage
 from toolkit.train.schedule import RunSchedule
 from toolkit.train.self_distillation import SelfDistillation
@@ -82,7 +82,7 @@ def train(
     steps = plan_steps(blocks, section.global_batch_size)
     if continuation is not None:
         steps = steps[: continuation.num_steps]
-    saved_step = latest_step(work)
+    saved_step = from_first(latest_step(work))
     if (saved_step or 0) < len(steps):  # else it only finishes
         # The probe packs two documents into a block, so none is longer than half of the shortest.
         longest = min(stage.sequence_length for stage in blocks.stages) // 2

@@ -258,7 +258,8 @@ def linear_cross_entropy(
     """
     loss: Tensor
     # liger's kernels hand back a gradient of the head of their own, which cannot be shared.
-    if shared is None and (liger := _liger(hidden.device.type)) is not None:
+    # Nor are they made for no positions: an empty micro-batch would divide by zero in them.
+    if shared is None and len(labels) and (liger := _liger(hidden.device.type)) is not None:
         loss = liger(head.to(dtype), hidden.to(dtype), labels)
         return loss.float()
     rule = partial(_losses_to_gradients, labels)

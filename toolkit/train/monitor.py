@@ -11,6 +11,7 @@ from toolkit.progress import say
 from toolkit.train.config import ForgettingMonitorSection
 from toolkit.train.metrics import MetricsLog
 from toolkit.train.model import call_on_model
+from toolkit.train.processes import from_first
 from toolkit.train.setup import TrainingSetup
 from toolkit.train.state import BestState, Continuation, TrainState
 from toolkit.train.steps import TrainPlan
@@ -103,6 +104,8 @@ class ForgettingMonitor:
             return None
         setup = self._setup
         figures = call_on_model(self._score_roles, setup.loss_module, setup.plain_loss)
+        # Whether to stop, to raise a share or to keep the state follows from them.
+        figures = from_first(figures)
         # Scoring leaves the model in evaluation mode, in which no dropout is drawn and nothing
         # fused.
         setup.model.train()
@@ -123,7 +126,10 @@ class ForgettingMonitor:
         if verdict is None:
             return
         section = self._setup.section
-        if section.keeps_best and is_better(verdict, state.best):
+        # The parameters after a refused step are those of the step before it, under whose number
+        # they are not saved (see `Checkpoints.after_step`).
+        is_saved = section.keeps_best and not state.bad_steps
+        if is_saved and is_better(verdict, state.best):
             state.best = BestState(
                 state.step, verdict.domain_bits_per_byte, verdict.general_bits_per_byte
             )

@@ -21,6 +21,7 @@ from toolkit.progress import say
 from toolkit.train.fuse import unfuse
 from toolkit.train.layout import IGNORED, Layout, packed, takes_lengths
 from toolkit.train.model import NextTokenLoss, call_on_model
+from toolkit.train.processes import from_first
 from toolkit.train.trainable import plain_model
 
 _TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 5e-3}
@@ -47,7 +48,7 @@ class Packing:
 
 def settle_packing(
     loss_module: Any, plain_loss: NextTokenLoss, longest_document: int, accelerator: Any
-) -> bool:
+) -> None:
     """Let a probe say how packed documents are kept apart, and whether fused blocks do it.
 
     Args:
@@ -55,9 +56,6 @@ def settle_packing(
         plain_loss: the module inside.
         longest_document: tokens of a document of the probe at most.
         accelerator: of accelerate.
-
-    Returns:
-        Whether fused blocks are used.
     """
 
     def probe(_model: Any) -> Any:
@@ -67,13 +65,12 @@ def settle_packing(
         sharded = hasattr(loss_module, "reshard")
         return choose_packing(module, longest_document, accelerator.autocast, sharded=sharded)
 
-    packing = call_on_model(probe, loss_module, plain_loss)
+    packing = from_first(call_on_model(probe, loss_module, plain_loss))
     if plain_loss.fused and not packing.fused:
         unfuse(plain_model(plain_loss.model))
     plain_loss.layout, plain_loss.fused = packing.layout, packing.fused
     if packing.message and accelerator.is_main_process:
         say(packing.message)
-    return bool(packing.fused)
 
 
 def choose_packing(

@@ -7,7 +7,7 @@ import torch
 from toolkit.machine import Precision, choose_training_precision
 from toolkit.section import replace_values
 from toolkit.train.config import TrainSection
-from toolkit.train.processes import is_first, num_processes, start_processes
+from toolkit.train.processes import from_first, is_first, num_processes, start_processes
 
 
 def settle_precision(section: TrainSection) -> TrainSection:
@@ -23,15 +23,14 @@ def settle_precision(section: TrainSection) -> TrainSection:
         ConfigError: the device cannot multiply in the type that was asked for.
     """
     if section.precision != "auto":
-        choose_training_precision(section.precision)  # granted with a line where it is slow
+        if is_first():
+            choose_training_precision(section.precision)  # granted with a line where it is slow
         return section
     # The others only need a type until they are told; a measurement of theirs would be thrown away.
     precision: Precision = choose_training_precision("auto") if is_first() else "fp32"
     if num_processes() > 1:
-        from accelerate.utils import broadcast_object_list
-
         start_processes()
-        precision = broadcast_object_list([precision], from_process=0)[0]
+    precision = from_first(precision)
     return replace_values(section, precision=precision)
 
 

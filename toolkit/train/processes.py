@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from toolkit.errors import ConfigError, ToolkitError
+
+Shared = TypeVar("Shared")
 
 
 def num_processes() -> int:
@@ -112,6 +114,21 @@ def refuse_parallelism() -> None:
             f"{sizes.dp_shard_size} is {sizes.total_size} processes, and {num_processes()} were "
             "started; make the two agree."
         )
+
+
+def from_first(value: Shared) -> Shared:
+    """The first process's value in every process.
+
+    What decides the steps that follow (a measurement, a score, what a disk shows) may fall out
+    differently in each, and processes that went different ways would wait for each other forever.
+    """
+    if num_processes() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    values = [value]
+    broadcast_object_list(values, from_process=0)
+    return values[0]
 
 
 def wait_for_all() -> None:

@@ -129,7 +129,7 @@ def run_train(
             stage.finish(summary.to_json(), drop=state_names(work))
     wait_for_all()
     if is_first():
-        _say_summary(summary, stage.folder)
+        _say_summary(summary, section, stage.folder)
 
 
 def _write_gathered(
@@ -314,24 +314,32 @@ def _keep_states(work: Path, section: TrainSection, summary: TrainSummary) -> No
         keep_states(work, work / STATES, kept_steps)
 
 
-def _say_summary(summary: TrainSummary, folder: Path) -> None:
+def _say_summary(summary: TrainSummary, section: TrainSection, folder: Path) -> None:
+    points = read_curve(folder / METRICS)
+    last_step = points[-1].step if points else summary.num_steps
+    planned = f" of {summary.num_steps}" if last_step < summary.num_steps else ""
     first_loss, last_loss = (
         "not finite" if loss is None else f"{loss:.3f}"
         for loss in (summary.first_loss, summary.last_loss)
     )
     say(
-        f"  {summary.num_steps} steps, loss {first_loss} -> {last_loss}, "
+        f"  {last_step}{planned} steps, loss {first_loss} -> {last_loss}, "
         f"{summary.tokens_per_second:.0f} tokens/s"
     )
     if summary.skipped_steps:
         say(f"  {summary.skipped_steps} steps were not finite and left out")
     if summary.replay_raised:
         say(f"  the forgetting monitor raised the share of replay {summary.replay_raised} times")
-    if summary.used_step != summary.num_steps and not summary.stopped_by_watch:
+    if section.use == "best" and summary.best is None:
+        say(
+            "  train.use is best, but the forgetting monitor saw no state within its tolerance: "
+            f"the specialist is the last state, of step {summary.used_step}"
+        )
+    if summary.used_step != last_step:
         say(f"  the specialist is the best state, of step {summary.used_step}")
     if summary.stopped_by_watch:
         say(f"  stopped by the forgetting monitor at {summary.stopped_by_watch}")
-    losses = [point.loss for point in read_curve(folder / METRICS) if point.loss is not None]
+    losses = [point.loss for point in points if point.loss is not None]
     say(f"  loss {curve_line(losses)}")
 
 

@@ -20,7 +20,7 @@ from toolkit.train.heap import give_back_freed_memory, place_moments
 from toolkit.train.model import NextTokenLoss, call_on_model, choose_attention, has_plain_head
 from toolkit.train.precision import is_low, products_dtype
 from toolkit.train.processes import add_up_in_float32, on_cpu, refuse_parallelism
-from toolkit.train.trainable import parameter_groups, plain_model
+from toolkit.train.trainable import parameter_groups, plain_model, refuse_active_blocks
 
 _WAIT = timedelta(hours=24)
 """Processes wait for the first one as long as its scoring and its writing take."""
@@ -100,10 +100,14 @@ def set_up_training(
         fill()
         optimizer = accelerator.prepare_optimizer(_make_optimizer(model, section))
     plain_loss = accelerator.unwrap_model(loss_module)
-    if fill is not None:  # a question that a model without memory could not answer
+    if fill is not None:  # questions that a model without memory could not answer
         plain_loss.fused_head = call_on_model(
             lambda trained: has_plain_head(plain_model(trained)), loss_module, plain_loss
         )
+        if section.block_expansion is not None:
+            call_on_model(
+                lambda trained: refuse_active_blocks(plain_model(trained)), loss_module, plain_loss
+            )
     return TrainingSetup(section, accelerator, loss_module, plain_loss, optimizer)
 
 

@@ -17,6 +17,7 @@ from toolkit.checkpoint.training_state import StateWriter, latest_step
 from toolkit.data.blocks import Blocks
 from toolkit.progress import say
 from toolkit.stage import changed_keys
+from toolkit.train.processes import from_first
 from toolkit.train.setup import TrainingSetup
 
 _RAISED_BY = 2.0
@@ -289,7 +290,8 @@ class Checkpoints:
         """Wait for what is being written, and write the last state if the recipe keeps it."""
         # First: a state that is still being written has no name yet that `latest_step` could find.
         self._writer.wait()
-        if self._setup.section.keep_checkpoints and latest_step(self._work) != state.step:
+        saved_step = from_first(latest_step(self._work))  # to save takes all processes
+        if self._setup.section.keep_checkpoints and saved_step != state.step:
             self._save(state)
             self._writer.wait()
 

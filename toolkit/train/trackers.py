@@ -181,8 +181,11 @@ def record_steps(
     progress_bar = progress("training", num_steps, done=state.step) if is_main else silence()
     # The others keep first and last loss as well, without a file.
     metrics_path = work / METRICS if is_main else None
-    with MetricsLog(metrics_path, keep_steps=state.step) as metrics, progress_bar as advance:
-        stage_names = [stage.name for stage in stages]
-        yield StepRecorder(setup, state, metrics, advance, stage_names, num_steps)
-    if has_trackers:
-        setup.accelerator.end_training()
+    try:
+        with MetricsLog(metrics_path, keep_steps=state.step) as metrics, progress_bar as advance:
+            stage_names = [stage.name for stage in stages]
+            yield StepRecorder(setup, state, metrics, advance, stage_names, num_steps)
+    finally:
+        # Not `end_training`, which also ends the group of processes that writes the model next.
+        for tracker in setup.accelerator.trackers if has_trackers else ():
+            tracker.finish()

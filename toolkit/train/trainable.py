@@ -18,9 +18,6 @@ from toolkit.errors import ConfigError, sentence_end
 from toolkit.limits import refuse_beyond_memory
 from toolkit.train.config import BlockExpansionSection, LoraSection, TrainSection
 
-_BLOCK_OUTPUTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-"""Parameters that what a block adds to the residual stream is linear in."""
-
 
 def prepare_model(model: Any, section: TrainSection, seed: int = 0) -> Any:
     """Make a model ready to be trained as the recipe says.
@@ -55,6 +52,12 @@ def prepare_model(model: Any, section: TrainSection, seed: int = 0) -> Any:
         # in the norm that all are clipped by.
         for parameter in embeddings(model):
             parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError(
+                "train.optimizer.embedding_lr_scale: 0 freezes the embeddings, and train.trainable "
+                f"({', '.join(section.trainable)}) has nothing else; nothing would learn. Raise "
+                "the one, or name more in the other."
+            )
     return model
 
 
@@ -156,7 +159,7 @@ def _memory_of_one_entry(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def _with_new_blocks(model: Any, section: BlockExpansionSection) -> Any:
-    """Put a copy behind every n-th block; its two outputs are zero, so that it adds nothing yet."""
+    """Put a copy behind every n-th block; its outputs are zero, so that it adds nothing yet."""
     if wrapper_of(model) is not None:
         raise ConfigError(
             "train.block_expansion: this model is the text side of another one, and new blocks "
@@ -181,34 +184,126 @@ def _with_new_blocks(model: Any, section: BlockExpansionSection) -> Any:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     grown_layers: list[nn.Module] = []
-    layer_kinds = list(getattr(model.config, "layer_types", None) or [])
-    new_kinds: list[str] = []
+    grown_from: list[int] = []
     copied_from: list[tuple[nn.Module, nn.Module]] = []
     for layer_index, layer in enumerate(layers):
         grown_layers.append(layer)
-        new_kinds += layer_kinds[layer_index : layer_index + 1]
+        grown_from.append(layer_index)
         if layer_index in copied_layers:
             new_block = copy.deepcopy(layer)
             # With these at zero the block adds nothing to the residual stream: training begins from
             # the model as it was.
-            for output_name in _BLOCK_OUTPUTS:
+            for output_name in _block_outputs(new_block, model):
                 new_block.get_parameter(output_name).zero_()
             for parameter in new_block.parameters():
                 parameter.requires_grad_(True)
             grown_layers.append(new_block)
+            grown_from.append(layer_index)
             copied_from.append((new_block, layer))
-            new_kinds += layer_kinds[layer_index : layer_index + 1]
     # Layers find their keys and values in a cache by these numbers.
     for layer_index, layer in enumerate(grown_layers):
-        if hasattr(layer, "self_attn") and hasattr(layer.self_attn, "layer_idx"):
-            layer.self_attn.layer_idx = layer_index
+        for part in layer.modules():
+            if "layer_idx" in vars(part):
+                vars(part)["layer_idx"] = layer_index
     model.base_model.layers = nn.ModuleList(grown_layers)
     model.config.num_hidden_layers = len(grown_layers)
-    if layer_kinds:
-        model.config.layer_types = new_kinds
+    # What the configuration says layer by layer, such as `layer_types`.
+    for name, values in list(vars(model.config).items()):
+        if "layer" in name and isinstance(values, list) and len(values) == num_layers:
+            setattr(model.config, name, [values[layer_index] for layer_index in grown_from])
+    _refuse_what_reads_back_otherwise(model)
     if next(model.parameters()).is_meta:
         model.blocks_to_fill = copied_from
+    else:
+        refuse_active_blocks(model)
     return model
+
+
+def _block_outputs(block: nn.Module, model: Any) -> list[str]:
+    """Parameters that what a block adds to the residual stream is linear in: of each of its parts
+    (attention, a gated block, experts) the last matrix into the stream, with its bias."""
+    width = model.get_input_embeddings().weight.shape[1]
+    parameters = dict(block.named_parameters())
+    last_matrices: dict[str, str] = {}
+    for name, parameter in parameters.items():
+        if parameter.dim() >= 2 and parameter.shape[-2] == width:
+            # A matrix is the `weight` of a module in a part, or stands in the part itself.
+            part = name.removesuffix(".weight").rpartition(".")[0]
+            last_matrices[part] = name
+    biases = [f"{name.removesuffix('weight')}bias" for name in last_matrices.values()]
+    return [*last_matrices.values(), *(name for name in biases if name in parameters)]
+
+
+def _refuse_what_reads_back_otherwise(model: Any) -> None:
+    """
+    Raises:
+        ConfigError: a model read from the grown model's configuration has other layers, as where
+            a layer's kind follows from its number.
+    """
+    with torch.device("meta"):
+        read_back = type(model)(copy.deepcopy(model.config))
+    grown, again = (
+        {name: _traits(part) for name, part in one.base_model.layers.named_modules()}
+        for one in (model, read_back)
+    )
+    if grown != again:
+        place = next(name for name in {**grown, **again} if grown.get(name) != again.get(name))
+        raise ConfigError(
+            f"train.block_expansion: in a {model.config.model_type} the kind of a layer follows "
+            f"from its number, so that one more would be read back as another model (layers."
+            f"{place}); drop train.block_expansion, or train with train.lora."
+        )
+
+
+def _traits(part: nn.Module) -> dict[str, object]:
+    """What sets one module apart from others of its place, but for its values."""
+    settings = {
+        name: value
+        for name, value in vars(part).items()
+        if isinstance(value, (bool, int, float, str)) and name[0] != "_" and name != "training"
+    }
+    shapes = {name: parameter.shape for name, parameter in part.named_parameters(recurse=False)}
+    return {"": type(part), **settings, **shapes}
+
+
+@torch.no_grad()
+def refuse_active_blocks(model: Any) -> None:
+    """Try on a few tokens whether new blocks pass on what they are given, bit for bit.
+
+    Args:
+        model: a causal language model from `prepare_model`, in which new blocks alone learn.
+
+    Raises:
+        ConfigError: one changes it, so that training would begin from another model.
+    """
+    changing: list[nn.Module] = []
+
+    def compare(block: nn.Module, given: Any, named: Any, output: Any) -> None:
+        before = given[0] if given else named["hidden_states"]
+        if not torch.equal(output[0] if isinstance(output, tuple) else output, before):
+            changing.append(block)
+
+    hooks = [
+        layer.register_forward_hook(compare, with_kwargs=True)
+        for layer in model.base_model.layers
+        if any(parameter.requires_grad for parameter in layer.parameters())
+    ]
+    embedding = model.get_input_embeddings().weight
+    probe_tokens = torch.arange(1, 9, device=embedding.device)[None] % embedding.shape[0]
+    was_training = model.training
+    model.eval()
+    try:
+        model(input_ids=probe_tokens, use_cache=False)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    if changing:
+        raise ConfigError(
+            f"train.block_expansion: a new block of a {model.config.model_type} "
+            f"({type(changing[0]).__name__}) cannot be made to add nothing, so that training would "
+            "begin from another model; drop train.block_expansion, or train with train.lora."
+        )
 
 
 @torch.no_grad()
@@ -221,8 +316,9 @@ def fill_new_blocks(model: Any) -> None:
     """
     for new_block, layer in vars(model).pop("blocks_to_fill", ()):
         values_by_name = dict(layer.named_parameters())
+        outputs = _block_outputs(new_block, model)
         for name, parameter in new_block.named_parameters():
             value = values_by_name[name].detach().clone()
-            if name in _BLOCK_OUTPUTS:
+            if name in outputs:
                 value.zero_()
             put_in_place(parameter, nn.Parameter(value, parameter.requires_grad))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -63,7 +63,7 @@ def choose_merges(
     pair_totals: Counter[Pair] = Counter()
     words_with_pair: defaultdict[Pair, set[int]] = defaultdict(set)
     for word_number, row in enumerate(pieces_of_words):
-        for pair in pairwise(row):
+        for pair in pairs_to_join(row):
             pair_totals[pair] += word_counts[word_number]
             words_with_pair[pair].add(word_number)
     # The most frequent pair first, and of equal ones the first by its text: alike on every machine.
@@ -96,9 +96,9 @@ def choose_merges(
             if len(pieces_before) == len(pieces_after):
                 continue
             saved_here += word_counts[word_number] * (len(pieces_before) - len(pieces_after))
-            for old_pair in pairwise(pieces_before):
+            for old_pair in pairs_to_join(pieces_before):
                 pair_totals[old_pair] -= word_counts[word_number]
-            for new_pair in pairwise(pieces_after):
+            for new_pair in pairs_to_join(pieces_after):
                 pair_totals[new_pair] += word_counts[word_number]
                 words_with_pair[new_pair].add(word_number)
                 changed_pairs.add(new_pair)
@@ -107,6 +107,21 @@ def choose_merges(
         for new_pair in sorted(changed_pairs):
             heapq.heappush(pair_queue, (-pair_totals[new_pair], new_pair))
     return NewTokens(merges, saved)
+
+
+def pairs_to_join(pieces: Sequence[str]) -> Iterator[Pair]:
+    """Pairs of neighbors, each as often as `join` would join it: in a run of equal pieces every
+    second one.
+
+    >>> list(pairs_to_join(["a", "a", "a", "b"]))
+    [('a', 'a'), ('a', 'b')]
+    """
+    counted: Pair | None = None
+    for pair in pairwise(pieces):
+        # Only a pair of equal pieces can follow itself, and then shares one with the pair before.
+        counted = None if pair == counted else pair
+        if counted is not None:
+            yield pair
 
 
 def join(pieces: Sequence[str], pair: Pair) -> list[str]:

@@ -7,28 +7,12 @@ of the memory of training SmolLM2 in float32 (dev/LOG.md). What is used again is
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
 _Key = tuple[str, torch.dtype, torch.device]
-
-
-@dataclass(frozen=True)
-class Loan:
-    """A tensor that is lent.
-
-    Attributes:
-        tensor: to be used.
-        key: what it was asked for as.
-        place: all of its memory.
-    """
-
-    tensor: Tensor
-    key: _Key
-    place: Tensor
 
 
 class Workspace(threading.local):
@@ -64,18 +48,21 @@ class Workspace(threading.local):
         shape: tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
-    ) -> Loan:
+    ) -> Tensor:
         """A contiguous tensor that nobody else uses until it is given back. One that is not given
-        back is freed with the loan, as any tensor is."""
+        back is freed as any tensor is: where a block is computed again for its backward pass, what
+        its first pass was lent must not be held by anything else than what autograd keeps."""
         place_key = name, dtype, torch.device(device)
         free_places = self._free.get(place_key)
         # The last one given back is the warmest in the cache.
         place = _large_enough(free_places.pop() if free_places else None, shape, dtype, device)
-        return Loan(place[: prod(shape)].view(shape), place_key, place)
+        return place[: prod(shape)].view(shape)
 
-    def give_back(self, loan: Loan) -> None:
-        """Let others use it; its tensor is not to be looked at any more."""
-        self._free.setdefault(loan.key, []).append(loan.place)
+    def give_back(self, name: str, lent: Tensor) -> None:
+        """Let others use it; the tensor, or a view of it, is not to be looked at any more."""
+        all_entries = lent.untyped_storage().nbytes() // lent.element_size()
+        place = lent.detach().as_strided((all_entries,), (1,), 0)
+        self._free.setdefault((name, lent.dtype, lent.device), []).append(place)
 
     def clear(self) -> None:
         """Free all that is not lent."""
