@@ -10,6 +10,7 @@ import pytest
 
 from toolkit.data.evaluation_texts import read_other_evaluations
 from toolkit.errors import EvaluationError, ToolkitError
+from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.likelihood import read_rows
 from toolkit.evaluate.prompt_files import read_prompt_files
 from toolkit.json_lines import iterate_rows, sealed, split_lines, unsealed
@@ -47,7 +48,8 @@ def test_files_that_cannot_be_read(tmp_path: Path, data: bytes | None):
 
 
 def _prompts(path: Path) -> object:
-    return read_prompt_files([str(path)], "test")
+    evaluate = EvaluateSection.model_validate({"retention": {"files": [str(path)]}})
+    return read_prompt_files(evaluate, "retention", "test")
 
 
 def _others(path: Path) -> object:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.conftest import paragraph
+from toolkit.checkpoint import load as loading
 from toolkit.cli import main
 from toolkit.diagnose.results import DiagnosisResults
 from toolkit.diagnose.run import load_text, run_diagnosis
@@ -163,6 +164,24 @@ def test_rows_that_only_a_larger_vocabulary_has_are_padding(trained: Path, tmp_p
     parents = [str(trained / name) for name in ("general", "specialist")]
     results = run_diagnosis(out, parents, with_losses=False)
     assert "zero" not in " ".join(results.summary)
+
+
+def test_models_of_two_types_are_scored_in_one(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    low = LlamaForCausalLM.from_pretrained(trained / "specialist", dtype=torch.bfloat16)
+    shutil.copytree(trained / "specialist", tmp_path / "low")
+    low.save_pretrained(tmp_path / "low")
+    dtypes, load = [], loading.load_causal_model
+
+    def note(folder: Path, dtype: torch.dtype) -> Any:
+        dtypes.append(dtype)
+        return load(folder, dtype)
+
+    monkeypatch.setattr(loading, "load_causal_model", note)
+    text = trained / "text.txt"
+    run_diagnosis(trained / "general", [str(tmp_path / "low")], text=text)
+    assert dtypes == [torch.float32, torch.float32]
 
 
 def test_a_page_is_not_written_over_its_figures(trained: Path, tmp_path: Path):

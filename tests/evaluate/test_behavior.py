@@ -106,7 +106,7 @@ def test_our_prompts_are_split_by_what_they_are_about():
     assert not {prompt.group for prompt in validation} & {prompt.group for prompt in test}
     for prompts in (validation, test):
         assert len({prompt.kind for prompt in prompts[: len(INSTRUCTIONS)]}) == len(INSTRUCTIONS)
-    chosen = behavior_prompts(BehaviorSection(num_prompts=90), "test")
+    chosen = behavior_prompts(EvaluateSection(behavior=BehaviorSection(num_prompts=90)), "test")
     assert sum(prompt.check is not None for prompt in chosen) == 30
 
 

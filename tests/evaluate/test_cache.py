@@ -65,6 +65,14 @@ def test_one_pass_serves_all_its_sets(tmp_path: Path):
     assert asked == [[0, 1]]
 
 
+def test_a_set_keeps_its_own_scores_whatever_another_of_its_name_is(tmp_path: Path):
+    few, many = some_set([]), some_set([], settings_hash="five examples")
+    cache = ScoreCache(tmp_path / "s.jsonl")
+    assert cache.score(1.0, "m", few, [0], together=[few, many]) == [1.0]
+    assert cache.score(2.0, "m", many, [0], together=[few, many]) == [2.0]
+    assert (cache.known("m", few), cache.known("m", many)) == ({0: 1.0}, {0: 2.0})
+
+
 def test_scores_of_another_arithmetic_are_not_mixed_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -85,6 +85,22 @@ def test_questions_count(folder: Path):
     }
 
 
+def test_prompts_count_whoever_asks_them(folder: Path):
+    names = {}
+    for name in ("retention", "behavior"):
+        names[name] = str(folder / f"{name}.jsonl")
+        write(Path(names[name]), json.dumps({"prompt": name}))
+    values = {name: {"files": [path]} for name, path in names.items()}
+    section = EvaluateSection.model_validate(values)
+    before = evaluation_inputs(section)
+    assert set(before) == {f"prompts/{path}" for path in names.values()}
+    for path in names.values():
+        write(Path(path), json.dumps({"prompt": "edited"}))
+        after = evaluation_inputs(section)
+        assert {name for name in after if after[name] != before[name]} == {f"prompts/{path}"}
+        before = after
+
+
 def test_a_folder_that_cannot_be_followed_counts_whole(folder: Path):
     write(folder / "tasks/broken.yaml", "a: [")
     before = hashes(folder, "mine")

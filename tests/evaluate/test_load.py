@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,12 @@ def test_a_set_of_one_document_is_refused_before_anything_is_scored(
     refuse_too_few(whole, whole)
     with pytest.raises(EvaluationError, match=r"filings: its test set has 1 document.* 2 at least"):
         refuse_too_few(whole, one)
+    # A set that is only watched decides nothing, and may be as small as it is.
+    refuse_too_few(whole, [replace(one[0], role="watch"), *whole])
+    domain = [items for items in whole if items.role == "domain"]
+    for validation, test, split in ((domain, whole, "validation"), (whole, domain, "test")):
+        with pytest.raises(EvaluationError, match=f"no set of the {split} split has role general"):
+            refuse_too_few(validation, test)
 
 
 def test_names_and_roles_are_checked(

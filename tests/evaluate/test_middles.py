@@ -79,6 +79,20 @@ def test_the_loss_is_that_of_the_middle_alone(tmp_path: Path, tokenizer: Any):
         assert list(items.sizes) == [len(middle.text.encode())]
 
 
+def test_middles_of_one_document_are_drawn_together(tmp_path: Path, tokenizer: Any):
+    rows = [{"id": f"docs/{n}", "role": "domain", "group": "one", "text": TEXT} for n in range(3)]
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wanted = InfillingSection(per_document=2, tokens=TOKENS)
+    for items in middles_sets(path, tokenizer, EvaluateSection(), wanted):
+        assert items.groups == ["docs/0", "docs/0", "docs/1", "docs/1", "docs/2", "docs/2"]
+        assert items.is_of_one_group
+        assert items.note.startswith("its 3 documents come from one group (one): intervals hold")
+    path.write_text(json.dumps(rows[0]) + "\n")
+    for items in middles_sets(path, tokenizer, EvaluateSection(), wanted):
+        assert (len(items), items.num_groups) == (2, 1)
+
+
 def test_long_sides_are_cut_towards_the_middle(tmp_path: Path, tokenizer: Any):
     path, wanted = write(tmp_path, TEXT), InfillingSection(per_document=9, tokens=TOKENS)
     for items in middles_sets(path, tokenizer, EvaluateSection(window_tokens=64), wanted):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -11,8 +14,9 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from toolkit.evaluate import prompted
-from toolkit.evaluate.prompted import Prompted, score_continuations
+from toolkit.evaluate import head, prompted
+from toolkit.evaluate.head import can_pad
+from toolkit.evaluate.prompted import Prompted, can_share, score_continuations
 
 
 def alone(model: torch.nn.Module, prompt: list[int], tokens: list[int]) -> float:
@@ -100,3 +104,31 @@ def test_other_families(family: str):
             )
         )
     check(model.eval(), some(20), 200)
+
+
+def test_a_continuation_longer_than_the_window_is_scored_whole(model):
+    model.config.max_position_embeddings = 16
+    torch.manual_seed(1)
+    prompt, long, short = (torch.randint(1, 300, (n,)).tolist() for n in (9, 40, 12))
+    (scores,) = score_continuations(model, [Prompted(prompt, [long, short])], 100)
+    # Every token once: windows of sixteen inputs, the last as long as the others.
+    whole = [prompt[-1], *long]
+    parts = [(whole[:1], whole[1:17]), (whole[16:17], whole[17:33]), (whole[24:33], whole[33:])]
+    assert sum(len(tokens) for _, tokens in parts) == len(long)
+    expected = sum(alone(model, before, tokens) for before, tokens in parts)
+    assert scores[0].log_likelihood == pytest.approx(expected, rel=1e-5)
+    # One that fits keeps as much of the prompt as fits with it.
+    assert scores[1].log_likelihood == pytest.approx(alone(model, prompt[-5:], short), rel=1e-5)
+
+
+@pytest.mark.parametrize(("probe", "place"), [(can_share, prompted), (can_pad, head)])
+def test_memory_that_ran_out_says_nothing_of_an_architecture(
+    model, monkeypatch: pytest.MonkeyPatch, probe: Callable[[Any], bool], place: Any
+):
+    def fail(*_args: Any, **_more: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, "final_hidden", fail)
+        assert not probe(model)
+    assert probe(model)

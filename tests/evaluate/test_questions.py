@@ -72,11 +72,53 @@ def test_bigbench_s_own_prompt():
         ({"rows": []}, "a list of questions"),
         ({"examples": [{"input": "a", "target": "b"}]}, "cannot be multiple choice"),
         ({"examples": [{"input": "a", "target_scores": {"x": 0, "y": 0}}]}, "scored as right"),
+        ({"examples": {"a": 1}}, "`examples` must be a list .got dict"),
+        ({"examples": ["a"]}, "example 0: has no `input` that is a text"),
+        ({"examples": [{"target_scores": {"x": 0, "y": 1}}]}, "example 0: has no `input`"),
+        ({"examples": [{"input": "a", "target_scores": {"x": "0", "y": 1}}]}, "must be numbers"),
+        ({"examples": [], "example_output_prefix": None}, "`example_output_prefix` must be a text"),
+        ([{"question": "a", "choices": ["x", "y"], "answer": 0, "struck": "maybe"}], "struck must"),
+        ([{"question": "a", "choices": {"text": None, "label": None}, "answer": 0}], "two or more"),
     ],
 )
 def test_bad_files(tmp_path: Path, value: Any, message: str):
     with pytest.raises(EvaluationError, match=message):
         load_questions(section(write(tmp_path / "q.json", value)))
+
+
+def test_a_question_struck_in_a_table_of_texts_is_left_out(tmp_path: Path):
+    path = tmp_path / "q.csv"
+    lines = [f'q{n},"[""x"", ""y""]",0,{struck}' for n, struck in enumerate(("true", "False", ""))]
+    path.write_text("\n".join(["question,choices,answer,struck", *lines]) + "\n")
+    assert [question.prompt for question in load_questions(section(path))] == ["q1", "q2"]
+
+
+@pytest.mark.parametrize("prompt", ["{question} {", "{question}}", "{}", "{0}", "{question.a}"])
+def test_a_prompt_that_is_no_template_is_refused_before_anything_is_read(prompt: str):
+    values = {"name": "x", "files": ["a.jsonl"], "prompt": prompt}
+    with pytest.raises(ConfigError, match=r"prompt: .*write fields of a row as \{name\}"):
+        parse_section(MultipleChoiceSection, values, where="r", what="recipe")
+
+
+def test_a_format_that_fits_no_value_names_its_row(tmp_path: Path):
+    rows = [{"question": "a", "choices": ["x", "y"], "answer": 0}]
+    path = write(tmp_path / "q.json", rows)
+    assert load_questions(section(path, prompt="{{q}} {question:>3}"))[0].prompt == "{q}   a"
+    with pytest.raises(EvaluationError, match="row 0: `prompt` cannot be filled in"):
+        load_questions(section(path, prompt="{question:d}"))
+
+
+def test_a_dataset_that_fails_without_a_word_is_named(monkeypatch: pytest.MonkeyPatch):
+    import datasets
+
+    def fail(*_args: Any, **_settings: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    hub = {"dataset": "some/questions", "split": "test", "revision": "a" * 40}
+    asked = MultipleChoiceSection.model_validate({"name": "x", "hub": hub})
+    with pytest.raises(EvaluationError, match=r"some/questions: cannot be read .*OSError"):
+        load_questions(asked)
 
 
 def test_splits_and_limits_are_stable(question_file: Path, tiny_tokenizer):

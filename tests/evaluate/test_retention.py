@@ -14,13 +14,19 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.answers import encode_prompts, load_answers, make_answers
+from toolkit.evaluate.answers import (
+    DATED,
+    NO_TEMPLATE,
+    encode_prompts,
+    load_answers,
+    make_answers,
+)
+from toolkit.evaluate.behavior import behavior_prompts
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.prompts import retention_prompts
 from toolkit.evaluate.retention import (
     DIVERGENCE,
     LOSS,
-    NO_TEMPLATE,
     divergence,
     retention_sets,
     score_answers,
@@ -133,12 +139,36 @@ def test_without_a_chat_template(model, tiny_tokenizer, tmp_path: Path):
 
     plain = copy.deepcopy(tiny_tokenizer)
     plain.chat_template = None
-    tokens, templated = encode_prompts(plain, ["net income"])
-    assert not templated
+    tokens, note = encode_prompts(plain, ["net income"])
+    assert note == NO_TEMPLATE
     assert plain.decode(tokens[0]) == "net income\n"
     answers = answers_of(model, plain, tmp_path)
     assert retention_sets(answers, CHOSEN, EvaluateSection(), "h")[0].note == NO_TEMPLATE
-    assert encode_prompts(tiny_tokenizer, ["net income"])[1]
+    assert encode_prompts(tiny_tokenizer, ["net income"])[1] == ""
+
+
+def test_a_template_that_writes_the_day_asks_the_same_tomorrow(
+    model, tiny_tokenizer, tmp_path: Path
+):
+    import copy
+
+    dated = copy.deepcopy(tiny_tokenizer)
+    dated.chat_template = (
+        "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ day }} {{ strftime_now('%Y-%m-%d, %-d %B') }} {{ messages[0]['content'] }}"
+    )
+    tokens, note = encode_prompts(dated, ["net income"])
+    assert dated.decode(tokens[0]) == "26 Jul 2024 2024-07-26, 26 July net income"
+    assert note == DATED
+    answers = answers_of(model, dated, tmp_path)
+    assert {items.note for items in retention_sets(answers, CHOSEN, EvaluateSection(), "h")} == {
+        "its chat template writes the day, which is 26 July 2024 whenever it is asked"
+    }
+
+
+def test_a_prompt_that_the_model_cannot_read_whole_is_refused(model, tiny_tokenizer):
+    with pytest.raises(EvaluationError, match=r"250 tokens and its answer up to 8, .* reads 256"):
+        make_answers(model, tiny_tokenizer, [[5] * 3, [5] * 250], 8, 4)
 
 
 def test_damaged_weights(model, tiny_tokenizer, tmp_path: Path):
@@ -148,11 +178,19 @@ def test_damaged_weights(model, tiny_tokenizer, tmp_path: Path):
     with pytest.raises(EvaluationError, match="damaged"):
         score_answers(model, answers, [0], 100)
     with pytest.raises(EvaluationError, match="damaged"):
-        make_answers(model, tiny_tokenizer, answers.prompts[:2], 3, 8, True)
+        make_answers(model, tiny_tokenizer, answers.prompts[:2], 3, 8)
+
+
+def of_ours(count: int) -> EvaluateSection:
+    return EvaluateSection.model_validate({"retention": {"num_prompts": count}})
+
+
+def of_files(*files: Path | str) -> EvaluateSection:
+    return EvaluateSection.model_validate({"retention": {"files": list(map(str, files))}})
 
 
 def test_every_kind_stands_in_both_splits_and_no_text_does():
-    validation, test = (split_prompts(split, 192) for split in ("validation", "test"))
+    validation, test = (split_prompts(of_ours(192), split) for split in ("validation", "test"))
     assert len(validation) == len(test) == 192
     assert not {p.text for p in validation} & {p.text for p in test}
     assert not {p.group for p in validation} & {p.group for p in test}
@@ -164,7 +202,7 @@ def test_every_kind_stands_in_both_splits_and_no_text_does():
 
 
 def test_prompts_over_one_text_are_one_group(model, tiny_tokenizer, tmp_path: Path):
-    prompts = split_prompts("validation", 96)
+    prompts = split_prompts(of_ours(96), "validation")
     over = [p for p in prompts if "The library will close early" in p.text]
     assert len({p.text for p in over}) == len(over) > 1
     assert len({p.group for p in over}) == 1
@@ -184,7 +222,7 @@ def test_own_prompts_are_split_within_kinds(tmp_path: Path):
     ]
     file = tmp_path / "own.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
-    validation, test = (split_prompts(split, 99, [str(file)]) for split in ("validation", "test"))
+    validation, test = (split_prompts(of_files(file), split) for split in ("validation", "test"))
     assert sorted(p.text for p in [*validation, *test]) == sorted(row["prompt"] for row in rows)
     for prompts in (validation, test):
         assert collections.Counter(p.kind for p in prompts) == {"a": 4, "b": 4}
@@ -197,6 +235,28 @@ def test_a_line_without_a_prompt_is_named(tmp_path: Path, line: str):
     file = tmp_path / "own.jsonl"
     file.write_text('{"prompt": "one"}\n' + line + "\n")
     with pytest.raises(EvaluationError, match=r"own\.jsonl:2: holds no prompt"):
-        split_prompts("test", 9, [str(file)])
-    with pytest.raises(EvaluationError, match="cannot be read"):
-        split_prompts("test", 9, [str(tmp_path / "none.jsonl")])
+        split_prompts(of_files(file), "test")
+    absent = str(tmp_path / "none.jsonl")
+    with pytest.raises(EvaluationError, match=r"evaluate\.retention\.files: .* cannot be read"):
+        split_prompts(of_files(absent), "test")
+    with pytest.raises(EvaluationError, match=r"evaluate\.behavior\.files: .* cannot be read"):
+        behavior_prompts(EvaluateSection.model_validate({"behavior": {"files": [absent]}}), "test")
+
+
+def test_prompts_that_two_sections_share_are_of_one_split(tmp_path: Path):
+    files = []
+    for name, numbers in (("a", range(9)), ("b", range(20, 40))):
+        files.append(str(tmp_path / f"{name}.jsonl"))
+        rows = [json.dumps({"prompt": f"{name} {n}", "kind": str(n % 2)}) for n in numbers]
+        Path(files[-1]).write_text("\n".join(rows))
+    values = {"retention": {"files": files[:1]}, "behavior": {"files": files}}
+    evaluate = EvaluateSection.model_validate(values)
+    texts = {
+        split: {
+            p.text for p in (*split_prompts(evaluate, split), *behavior_prompts(evaluate, split))
+        }
+        for split in ("validation", "test")
+    }
+    assert not texts["validation"] & texts["test"]
+    assert len(texts["validation"] | texts["test"]) == 29
+    assert all(p.text[0] == "a" for p in split_prompts(evaluate, "test"))

@@ -239,3 +239,13 @@ def test_unknown_tasks_and_metrics(
     missing = write_task("gone", question_file.with_name("gone.jsonl"), **MULTIPLE_CHOICE)
     with pytest.raises(EvaluationError, match="gone: cannot be loaded"):
         load_tasks(TaskSection(task="gone", include_path=str(missing)))
+
+
+def test_examples_that_a_task_does_not_take_are_said(
+    question_file: Path, write_task: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    folder = write_task("none", question_file, **MULTIPLE_CHOICE, num_fewshot=0)
+    for asked in (0, 5):
+        section = TaskSection(task="none", include_path=str(folder), num_fewshot=asked)
+        assert load_tasks(section)[0].task.get_config("num_fewshot") == 0
+        assert ("the 5 asked for have no effect" in capsys.readouterr().err) is (asked == 5)

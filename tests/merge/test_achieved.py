@@ -167,6 +167,35 @@ def test_a_sample_stands_for_all(close_family: Path, monkeypatch: pytest.MonkeyP
     assert told.whole["a"].stored != found.whole["a"].stored
 
 
+def test_a_sampled_block_counts_as_all_of_it(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Vectors are read whole, of matrices a sixteenth. Half of a step of bfloat16 rounds away from
+    # matrices, and vectors move by half of what they should.
+    monkeypatch.setattr(achieved_module, "_RUN", 64)
+    monkeypatch.setattr(achieved_module, "_STRIDE", 1023)
+    shapes = {k: v.shape for k, v in load_file(write("base") / "model.safetensors").items()}
+    ones = {k: torch.ones(shape, dtype=torch.bfloat16) for k, shape in shapes.items()}
+    write("base", ones)
+    write("a", {k: v + (2**-4 if v.dim() == 1 else 2**-7) for k, v in ones.items()})
+    data = {"merge_method": "linear", "models": models(base=0.5, a=0.5), "dtype": "bfloat16"}
+    told, found = merged(data, tmp_path)
+    assert found.whole["a"].stored is not None
+    assert found.whole["a"].stored < 0.3
+    assert told.whole["a"].stored == pytest.approx(found.whole["a"].stored, rel=1e-3)
+
+
+def test_a_merge_with_embeddings_cut_is_measured_as_it_was_made(
+    write: Callable[..., Path], tmp_path: Path
+):
+    write("base")
+    state = load_file(write("a", vocab_size=328) / "model.safetensors")
+    write("a", {k: v + 0.01 for k, v in state.items()}, vocab_size=328)
+    data = {"merge_method": "linear", "models": models(base=0.5, a=0.5), "dtype": "float32"}
+    told, found = merged(data, tmp_path, truncate_embeddings=True)
+    assert found.whole["a"].stored == pytest.approx(told.whole["a"].stored, abs=1e-4)
+
+
 def test_the_command_says_it(close_family: Path):
     file = close_family / "m.yml"
     file.write_text(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tests.helpers.adapters import make_adapter
 from toolkit.cli.main import app
 from toolkit.errors import ConfigError, ToolkitError
+from toolkit.merge.achieved import AchievedFractions
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.graph import load_merge_graph, run_merge_graph
 from toolkit.merge.to_disk import run_merge
@@ -50,6 +51,50 @@ def test_the_result_is_that_of_one_merge_after_the_other(
         assert torch.equal(tensor, found[name])
     assert (tmp_path / "out" / "mergekit_config.yml").read_text() == path.read_text()
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def dare(base: str, tuned: str, name: str | None = None) -> dict[str, object]:
+    models = [{"model": tuned, "parameters": {"weight": 1.0, "density": 0.5}}]
+    config: dict[str, object] = {
+        "merge_method": "dare_linear", "base_model": base, "models": models, "dtype": "float32",
+        "parameters": {"rescale": False},
+    }  # fmt: skip
+    return config if name is None else {"name": name, **config}
+
+
+@pytest.mark.parametrize("engine", ["kernel", "definition"])
+def test_each_step_of_a_graph_draws_for_itself(
+    tmp_path: Path, two_models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, engine: str
+):
+    a, b = map(str, two_models)
+    if engine == "definition":
+        monkeypatch.setattr("toolkit.merge.compute.find_kernel", lambda *_: None)
+    path = write(
+        tmp_path / "m.yaml", dare(a, b, "one"), dare(a, b, "two"), mean("one", "two", weight=0.5)
+    )
+    run_merge_graph(load_merge_graph(path), tmp_path / "out", seed=3)
+    base, merged = (load_file(Path(f) / "model.safetensors") for f in (a, tmp_path / "out"))
+    tuned = load_file(Path(b) / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    kept = ((merged[name] - base[name]) / (tuned[name] - base[name])).round(decimals=1)
+    # Each keeps half: of both a quarter, of neither a quarter, of one of them a half.
+    for share, wanted in ((0.0, 0.25), (0.5, 0.5), (1.0, 0.25)):
+        assert float((kept == share).float().mean()) == pytest.approx(wanted, abs=0.06)
+    single = write(tmp_path / "one.yaml", dare(a, b, "one"))
+    run_merge_graph(load_merge_graph(single), tmp_path / "single", seed=3)
+    run_merge(parse_merge_config(dare(a, b), where="one"), tmp_path / "by-hand", seed=3)
+    bytes_of = [(tmp_path / f / "model.safetensors").read_bytes() for f in ("single", "by-hand")]
+    assert bytes_of[0] == bytes_of[1]
+
+
+def test_what_is_achieved_is_said_of_its_step(tmp_path: Path, two_models: tuple[Path, Path]):
+    a, b = map(str, two_models)
+    path = write(tmp_path / "m.yaml", mean(a, b, "half"), mean("half", b))
+    told: list[AchievedFractions] = []
+    run_merge_graph(load_merge_graph(path), tmp_path / "out", tell_achieved=told.append)
+    first, last = (fractions.sentences()[0] for fractions in told)
+    assert first.startswith(f"half: {b}: asked 0.5")
+    assert last.startswith(f"{b}: asked 0.5")
 
 
 def test_intermediate_models_go_when_nothing_needs_them(

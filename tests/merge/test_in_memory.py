@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.merge_candidates import assert_same_bytes, candidate
@@ -72,3 +74,32 @@ def test_a_model_that_lacks_a_tensor(two_models: tuple[Path, Path]):
     folders = dict(zip(("general", "specialist"), two_models, strict=True))
     with pytest.raises(MergeError, match=r"model\.norm\.weight: the loaded model has no such"):
         LiveMerge(folders).apply(parse_merge_config(candidate("slerp", 0.5), where="t"), model)
+
+
+def test_a_damaged_model_is_named(two_models: tuple[Path, Path], tmp_path: Path):
+    name = "model.layers.1.mlp.up_proj.weight"
+    file = two_models[1] / "model.safetensors"
+    state = load_file(file)
+    state[name][0, 0] = float("nan")
+    save_file(state, file, {"format": "pt"})
+    folders = dict(zip(("general", "specialist"), two_models, strict=True))
+    model = AutoModelForCausalLM.from_pretrained(two_models[0])
+    for method in ("linear", "ties", "karcher"):
+        data = candidate(method, 0.5)
+        if method == "karcher":
+            data = {"merge_method": method, "models": [{"model": name} for name in folders]}
+        with pytest.raises(MergeError, match=rf"{name}: holds NaN or infinity in {file}"):
+            LiveMerge(folders).apply(parse_merge_config(data, where="t"), model)
+
+
+def test_models_that_were_merged_into_are_not_held(two_models: tuple[Path, Path]):
+    folders = dict(zip(("general", "specialist"), two_models, strict=True))
+    live = LiveMerge(folders)
+    models = [AutoModelForCausalLM.from_pretrained(two_models[0]) for _ in range(2)]
+    for model in models:
+        live.apply(parse_merge_config(candidate("linear", 0.5), where="t"), model)
+        assert live.distance(model, "general") > 0.0
+    first = weakref.ref(models[0])
+    del models, model
+    gc.collect()
+    assert first() is None

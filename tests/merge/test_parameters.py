@@ -55,6 +55,14 @@ def test_numbers_that_yaml_reads_as_text_are_numbers():
     assert resolve(WEIGHT, [{"weight": ["1e-1", "3e-1"]}], "x", 0.5) == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("text", ["3e38", "-3e38", "1e400", "9" * 40])
+def test_a_number_in_text_is_bound_as_any_other(text: str):
+    with pytest.raises(ConfigError, match="weight: must be"):
+        resolve(WEIGHT, [{"weight": text}], "x", 0.0)
+    with pytest.raises(ConfigError, match="weight: must be"):
+        resolve(WEIGHT, [{"weight": 10**400}], "x", 0.0)
+
+
 def test_flags_hold_from_their_place_to_the_next():
     flags = [{"normalize": [True, False, True]}]
     found = [resolve(NORMALIZE, flags, "x", t) for t in (0.0, 0.49, 0.5, 0.99, 1.0)]

@@ -220,6 +220,20 @@ def test_models_that_do_not_fit_are_named(other: Shapes, words: str):
         plan(linear(1.0, 1.0), {"a": llama(), "b": other})
 
 
+def test_a_slice_of_another_layer_of_a_model_with_fewer():
+    # The tuned model's layer 0 meets the base's layer 1, which the tuned model does not have.
+    data = {
+        "merge_method": "ties", "base_model": "a",
+        "slices": [
+            {"sources": [piece("b", 0, 1, weight=1.0, density=0.5), piece("a", 1, 2)]},
+        ],
+    }  # fmt: skip
+    made = by_name(plan(data, {"a": llama(2), "b": llama(1)}))
+    task = made["model.layers.0.mlp.weight"]
+    assert task.base == Source("a", "model.layers.1.mlp.weight")
+    assert task.sources == (Source("b", "model.layers.0.mlp.weight"),)
+
+
 VISION = {
     "vision_tower.patch.weight": (3,),
     "vision_tower.layers.0.w": (3,),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,28 @@ def test_trimming_over_the_whole_model(two_models: tuple[Path, Path], tmp_path: 
     data["models"][0]["parameters"]["density"] = [0.1, 0.9]
     with pytest.raises(ConfigError, match="one number a model"):
         run_merge(parse_merge_config(data, where="t"), tmp_path / "no")
+
+
+def test_trimming_over_the_whole_model_of_a_base_in_8_bits(
+    two_models: tuple[Path, Path], tmp_path: Path
+):
+    # numpy has no such type: the threshold was then that of the tuned model by itself.
+    base = load_file(two_models[0] / "model.safetensors")
+    packed = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in base.items()}
+    for name, state in {
+        "packed": packed,
+        "wide": {n: t.float() for n, t in packed.items()},
+    }.items():
+        shutil.copytree(two_models[0], tmp_path / name)
+        save_file(state, tmp_path / name / "model.safetensors")
+        data = filled(CASES["ties"], tmp_path / name, two_models[1], merge_method="ties_global")
+        data["models"][0]["parameters"] = {"weight": 1.0, "density": 0.25}
+        config = parse_merge_config({**data, "dtype": "float32"}, where="t")
+        run_merge(config, tmp_path / f"of {name}")
+    of_packed, of_wide = (
+        (tmp_path / f"of {name}" / "model.safetensors").read_bytes() for name in ("packed", "wide")
+    )
+    assert of_packed == of_wide
 
 
 def test_random_masks_depend_on_seed_and_name_alone(two_models: tuple[Path, Path], tmp_path: Path):

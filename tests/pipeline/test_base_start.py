@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,35 @@ def test_models_that_do_not_belong_together(
         relate(Path("model"), Path("wide"))
     assert relate(Path("model"), Path("model")).distance == 0.0
     assert "hold the same weights; leave train.start out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("entry", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["base", "model"])
+def test_a_damaged_model_is_no_relative(project: Path, name: str, entry: float):
+    file = project / name / "model.safetensors"
+    state = load_file(file)
+    tensor = "model.layers.1.mlp.up_proj.weight"
+    state[tensor][0, 0] = entry
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(MergeError, match=rf"{tensor}: holds NaN or infinity in {name}/"):
+        relate(Path("model"), Path("base"))
+
+
+def test_a_model_in_8_bits_is_compared_as_any_other(project: Path):
+    shutil.copytree("base", "packed")
+    state = load_file(project / "base/model.safetensors")
+    packed = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in state.items()}
+    save_file(packed, project / "packed/model.safetensors", {"format": "pt"})
+    assert 0.0 < relate(Path("packed"), Path("base")).distance < 0.1
+
+
+def test_nothing_was_made_from_a_base_of_zeros(project: Path):
+    shutil.copytree("base", "empty")
+    state = load_file(project / "base/model.safetensors")
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    save_file(zeros, project / "empty/model.safetensors", {"format": "pt"})
+    with pytest.raises(MergeError, match="empty: is no base of model"):
+        relate(Path("model"), Path("empty"))
 
 
 def test_tokens_of_other_ids(project: Path):

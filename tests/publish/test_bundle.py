@@ -63,6 +63,16 @@ def test_names_in_place_of_folders(material: Material, tmp_path: Path):
     assert b"is_local" not in everything
 
 
+def test_where_a_study_lay_is_not_published(
+    make_material: Callable[..., Material], recipe_values: dict[str, Any]
+):
+    recipe_values["search"] = {"num_trials": 9, "storage": "postgresql://me:secret@host/db"}
+    folder = make(make_material(recipe_values))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert recipe["search"] == {"num_trials": 9}
+    assert not [name for name, data in files(folder).items() if b"secret@host" in data]
+
+
 def test_the_same_run_gives_the_same_bytes(material: Material, capsys: pytest.CaptureFixture[str]):
     first = files(make(material))
     assert files(make(material)) == first

@@ -26,7 +26,8 @@ from toolkit.publish.checks import (
     show_findings,
 )
 from toolkit.publish.license_texts import find_agreements
-from toolkit.publish.material import Material, find_parents
+from toolkit.publish.material import Material, find_parents, parent_section
+from toolkit.publish.public import public_recipe
 from toolkit.publish.stage import make_bundle
 from toolkit.select.results import MergeResults
 
@@ -182,6 +183,36 @@ def test_a_library_that_gives_up_fails_its_check(
     monkeypatch.setitem(cast(dict[str, object], CHECKS), "loads", own_bug)
     with pytest.raises(KeyError, match="ours"):
         only(subject)
+
+
+def test_a_further_parent_s_text_is_named_in_the_recipe(
+    make_material: Callable[..., Material], recipe_values: dict[str, Any], tmp_path: Path
+):
+    recipe_values["model"]["license"] = "mit"
+    recipe_values["models"] = {"law": {"hub": "org/law", "license": "mit"}}
+    material = make_material(recipe_values)
+    (material.general / "LICENSE").write_text("Copyright (c) Jane")
+    parents = find_parents(material.recipe, REPO, ["law"])
+    assert [parent.role for parent in parents] == ["general", "specialist", "law"]
+    given = {parent.role: (None, None) for parent in parents}
+    subject = replace(
+        of(material, material.merged),
+        parents=parents,
+        agreements=find_agreements(parents, material.places, given),
+    )
+    assert "the text of mit is not at hand for org/law" in faults(subject, "duties")
+    assert "publish.parents.law.license_file" in faults(subject, "duties")
+    (tmp_path / "law.txt").write_text("Copyright (c) John")
+    recipe_values["publish"]["parents"] = {
+        "law": {"license_file": str(tmp_path / "law.txt"), "name": "org/law-7b"}
+    }
+    again = make_material_again(material, recipe_values)
+    law = find_parents(again.recipe, REPO, ["law"])[-1]
+    assert law.name == "org/law-7b"
+    assert parent_section(again.recipe.publish, law).license_file == tmp_path / "law.txt"
+    values = again.recipe.model_dump(mode="json", exclude_unset=True)
+    published = public_recipe(values, again.recipe.publish, "org/base", None)
+    assert published["publish"]["parents"] == {"law": {"name": "org/law-7b"}}  # type: ignore[index]
 
 
 def test_terms_are_known_however_they_are_written(

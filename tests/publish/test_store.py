@@ -18,6 +18,7 @@ import pytest
 from toolkit.errors import ConfigError, PublishError
 from toolkit.publish import store as module
 from toolkit.publish.bundle import SUMS, write_sums
+from toolkit.publish.stage import check_target
 from toolkit.publish.store import open_store, store_address, upload_to_store
 from toolkit.publish.verify import verify_files
 
@@ -241,6 +242,16 @@ def test_a_folder_is_a_store(name: str, tmp_path: Path, bundle: Path, monkeypatc
     assert {path.name for path in (tmp_path / name).iterdir()} == {
         path.name for path in bundle.iterdir()
     }
+
+
+def test_a_target_is_asked_before_anything_is_made(tmp_path: Path):
+    check_target(None)
+    check_target(store_address(str(tmp_path / "new")))
+    assert not list(tmp_path.iterdir())
+    for address in ("nothing://x/y", f"file://{tmp_path}/file"):
+        (tmp_path / "file").write_text("a file, where a folder is needed")
+        with pytest.raises(PublishError):
+            check_target(address)
 
 
 def test_a_file_is_no_store(tmp_path: Path):

@@ -189,6 +189,26 @@ def test_a_tokenizer_without_the_tokens(
         Run.open("mine.yaml", Path("runs"))
 
 
+@pytest.mark.parametrize(
+    ("publish", "words"),
+    [
+        (
+            {"parents": {"lwa": {}}},
+            "publish.parents.lwa: there is no such specialist or model; did",
+        ),
+        ({"gguf": []}, "publish.gguf: "),
+    ],
+)
+def test_what_cannot_be_published(tmp_path: Path, publish: dict[str, Any], words: str):
+    values = recipe()
+    values["models"] = {"law": {"hub": "org/law"}}
+    values["publish"] = publish
+    (line,) = faults(tmp_path, values)
+    assert line.startswith(words)
+    values["publish"] = {"parents": {"law": {}}, "gguf": ["F16"]}
+    assert faults(tmp_path, values) == []
+
+
 def test_experts_of_differing_shapes(tmp_path: Path):
     wide = {"hub": "org/wide", "shape": {**SHAPE, "intermediate_size": 96, "num_hidden_layers": 3}}
     base = {"hub": "org/base", "shape": SHAPE}

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.helpers.outcomes import (
     AGAIN,
     ANSWERS,
     MERGE_YAML,
+    interval,
     make_results,
     make_training,
     make_values,
@@ -21,6 +23,7 @@ from tests.helpers.outcomes import (
 from toolkit.report.again import Again, again_of
 from toolkit.report.measured_section import PromptAnswers
 from toolkit.report.page import write_page
+from toolkit.report.table import outcome_table
 from toolkit.report.training_section import TrainingRow, thin
 from toolkit.select.results import MergeResults
 
@@ -105,6 +108,26 @@ def test_a_general_set_in_its_own_unit_has_its_front_and_its_sweep(tmp_path: Pat
     assert "from 0.6000 at α = 0 to 0.6000 at α = 0.2" in html
 
 
+def test_the_line_of_what_is_tolerated_is_that_of_the_sets(tmp_path: Path):
+    results = make_values()
+    results["sets"][1]["tolerance"] = 0.03
+    html = page(tmp_path, results)
+    assert "general model + 0.03 tolerated" in html
+    assert "general model + 0.01 tolerated" not in html
+    # Of sets with tolerances of their own no line holds for the mean.
+    results["sets"].append(set_row("wiki", "general", "bits per byte", tolerance=0.02))
+    assert "tolerated</text>" not in page(tmp_path, results)
+
+
+def test_a_watched_set_of_one_group_has_no_ends(tmp_path: Path):
+    results = make_values()
+    results["sets"].append(set_row("poem", "watch", "bits per byte", groups_test=1))
+    for figures in results["models"].values():
+        figures["sets"]["poem"] = figures["set_changes"]["poem"] = interval(0.9, float("inf"))
+    assert "poem" in page(tmp_path, results)
+    outcome_table(MergeResults.model_validate(results), tmp_path)
+
+
 def test_a_set_with_test_items_only_has_no_front(tmp_path: Path):
     results = make_values()
     row = set_row("answers", "general", "nats per token", items_validation=0)
@@ -183,6 +206,12 @@ def test_what_is_needed_to_run_it_again_names_no_machine():
     assert {"cpt-toolkit", "torch"} <= set(again.versions)
 
 
+def test_a_text_that_begins_with_a_slash_is_no_place():
+    prompts = ["/no_think What is a debt?", "/no_think", "/", f"/{'long ' * 2000}"]
+    given = again_of("mine", {"prompts": prompts, "file": "/home/a b/x.txt"}, {})
+    assert yaml.safe_load(given.recipe) == {"prompts": prompts, "file": "x.txt"}
+
+
 def test_a_long_run_is_thinned():
     xs = [float(n) for n in range(100_000)]
     points = thin(xs, xs)
@@ -194,6 +223,19 @@ def test_a_long_run_is_thinned():
 def test_a_training_too_short_to_draw(tmp_path: Path, rows: list[dict[str, Any]]):
     parts = [TrainingRow.model_validate(row) for row in rows]
     assert "training" not in sections(page(tmp_path, make_results(), training=parts))
+
+
+def test_a_training_that_counts_no_tokens_is_drawn_by_steps(tmp_path: Path):
+    rows = make_training()
+    for row in rows:
+        row.pop("tokens", None)
+    html = page(tmp_path, make_results(), training=training_rows(rows))
+    assert "training" in sections(html)
+    assert "steps trained on" in html
+    assert "tokens trained on" not in html
+    for row in rows:
+        row["step"] = 0
+    assert "training" in sections(page(tmp_path, make_results(), training=training_rows(rows)))
 
 
 def test_skipped_steps_and_losses_that_are_no_numbers(tmp_path: Path):

@@ -179,3 +179,15 @@ def test_what_is_stored_of_what_was_asked():
         row = {"where": "all", "model": "m", "asked": asked, "computed": computed, "stored": stored}
         results = MergeResults.model_validate({**values, "achieved": [row]})
         assert sum("is stored" in line for line in notes(results)) == number
+
+
+def test_names_of_sets_are_no_markup(capsys: pytest.CaptureFixture[str]):
+    values = make_values()
+    for name in ("news [red]", "old [/b] :key:"):
+        values["sets"].append(set_row(name, "watch", "bits per byte"))
+        for figures in values["models"].values():
+            figures["sets"][name] = figures["set_changes"][name] = interval(0.9)
+    outcome_table(parse(values), Path("runs/x/merge"))
+    printed = capsys.readouterr().out
+    assert "news [red]" in printed
+    assert "old [/b] :key:" in printed

@@ -59,6 +59,16 @@ def texts(name: str, role: EvaluationRole, seed: int, count: int = 6) -> Evaluat
     return items
 
 
+def test_a_part_of_a_set_is_learned_from_by_its_own_items(tmp_path: Path, make_model: Any):
+    model = load_causal_model(make_model(tmp_path / "m"), torch.float32)
+    items = texts("law", "domain", 0)
+    part = items.only([4, 1])
+    with torch.no_grad():
+        for place, row in enumerate((4, 1)):
+            (own,), (of_part,) = item_losses(model, items, [row]), item_losses(model, part, [place])
+            assert of_part == own
+
+
 @pytest.fixture
 def live(two_models: tuple[Path, Path]) -> LiveMerge:
     return LiveMerge(dict(zip(("general", "specialist"), two_models, strict=True)), num_threads=1)

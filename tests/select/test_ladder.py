@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from toolkit.select.ladder import LadderStep, SetTest, climb, ladder_results, passed_steps
+from toolkit.select.reason import describe_step
 
 
 def bounded_by(bound: Callable[[float], Mapping[str, float]]) -> Callable[[float], LadderStep]:
@@ -85,3 +86,8 @@ def test_rows_are_by_alpha_with_the_domain_of_those_looked_at():
         (0.4, -0.09),
         (0.6, None),
     ]
+
+
+def test_a_bound_just_beyond_is_told_with_the_digits_that_show_it():
+    step = LadderStep(0.5, "x", (SetTest("news", 0.05, 0.10004, 0.1, "nats"),))
+    assert describe_step(step, "general sets") == "news may lose 0.10004 nats, 0.1 is tolerated"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,18 @@ def test_other_models_are_another_study_and_other_documents_another_test(tmp_pat
     other = TestLedger(path, "others", MODELS)
     other.begin("k3", "c", again=False)
     assert other.count == 1
+
+
+def test_no_entry_is_lost_where_stages_of_one_run_end_at_once(tmp_path: Path):
+    path = tmp_path / "test-ledger.json"
+
+    def begin(number: int) -> None:
+        models = {"general": "g", "specialist": f"s{number}"}
+        TestLedger(path, "docs", models).begin(f"k{number}", "a", again=False)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(begin, range(40)))
+    assert TestLedger(path, "docs", MODELS).count == 40
 
 
 def test_another_search_on_the_same_documents_set_aside_is_counted(tmp_path: Path):

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tests.helpers.outcomes import interval, make_results, make_values, set_row
 from toolkit.errors import ToolkitError
-from toolkit.select.results import REPORT, MergeResults, read_results
+from toolkit.select.results import REPORT, AchievedRow, MergeResults, read_results
 from toolkit.stage import Stage, write_json
 
 
@@ -82,3 +82,23 @@ def test_a_role_is_of_the_sets_in_the_unit_of_its_first():
     assert [row.name for row in results.sets_of("general")] == ["news"]
     assert [row.name for row in results.sets_of("domain")] == ["filings", "quiz"]
     assert (results.unit_of("general"), results.unit_of("domain")) == ("bits per byte", "mean loss")
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored", "is_lost"),
+    [(0.5, 0.4, True), (0.5, 0.499, False), (0.0, 1e-6, False), (0.0, 0.3, True)],
+)
+def test_what_is_meant_to_be_nothing_may_be_a_rounding_of_it(
+    asked: float, stored: float, is_lost: bool
+):
+    row = AchievedRow(where="all", model="law", asked=asked, computed=asked, stored=stored)
+    assert row.is_lost is is_lost
+
+
+def test_the_general_figure_has_a_limit_where_its_sets_have_one():
+    values = make_values()
+    assert MergeResults.model_validate(values).general_tolerance == 0.01
+    values["sets"][1]["tolerance"] = 0.03  # its own, not the recipe's
+    assert MergeResults.model_validate(values).general_tolerance == 0.03
+    values["sets"].append(set_row("wiki", "general", "bits per byte", tolerance=0.02))
+    assert MergeResults.model_validate(values).general_tolerance is None

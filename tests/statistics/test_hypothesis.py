@@ -13,6 +13,7 @@ import pytest
 from toolkit.errors import EvaluationError
 from toolkit.statistics.bootstrap import Figures, bootstrap_figures, intervals
 from toolkit.statistics.hypothesis import holm, mcnemar, paired_permutation
+from toolkit.statistics.proportions import share_difference
 
 STUDIES = 1000
 
@@ -88,10 +89,23 @@ def test_holm_by_hand():
 
 
 def test_mcnemar_by_hand():
-    # 5 questions ahead, 1 behind: 2 · (1 + 6) / 64
+    # 5 questions ahead, 1 behind: (5 - 1) / √(5 + 1) normal deviations
     right, other = [True] * 5 + [False] + [True] * 9, [False] * 5 + [True] + [True] * 9
-    assert mcnemar(right, other) == pytest.approx(14.0 / 64.0)
+    assert mcnemar(right, other) == pytest.approx(math.erfc(4.0 / math.sqrt(6.0) / math.sqrt(2.0)))
+    assert mcnemar(other, right) == pytest.approx(mcnemar(right, other))
     assert mcnemar([True, False], [True, False]) == 1.0
+
+
+@pytest.mark.parametrize("total", [7, 20, 60])
+def test_the_interval_of_a_difference_holds_zero_where_the_test_does_not_reject(total: int):
+    for ahead in range(total + 1):
+        for behind in range(total + 1 - ahead):
+            same = [True] * (total - ahead - behind)
+            right = [True] * ahead + [False] * behind + same
+            other = [False] * ahead + [True] * behind + same
+            p_value, interval = mcnemar(right, other), share_difference(right, other)
+            if abs(p_value - 0.05) > 1e-6:  # ends are found to so many digits
+                assert (p_value > 0.05) is (interval.low <= 0.0 <= interval.high), (ahead, behind)
 
 
 def test_permutations_by_hand_and_by_chance():

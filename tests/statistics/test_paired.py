@@ -15,7 +15,7 @@ from scipy.stats import binom, norm, skew, t, ttest_1samp
 from toolkit.statistics.change_bound import ChangeBound
 from toolkit.statistics.paired import PairedChanges
 from toolkit.statistics.proportions import tango_p_value
-from toolkit.statistics.set_changes import BOUNDED_CHANGE, SetChanges, count_answers
+from toolkit.statistics.set_changes import BOUNDED_CHANGE, BOUNDED_LEVEL, SetChanges, count_answers
 
 
 def one_set(changes: list[float] | np.ndarray, sizes: list[float] | np.ndarray) -> ChangeBound:
@@ -23,15 +23,15 @@ def one_set(changes: list[float] | np.ndarray, sizes: list[float] | np.ndarray) 
 
 
 @cache
-def p_value_of_answers(worse: int, better: int, total: int) -> float:
-    return answers(worse, better, total).p_value_below(0.01)
+def shows_less_than_a_hundredth(worse: int, better: int, total: int) -> bool:
+    return answers(worse, better, total).upper_bound(0.95) <= 0.01
 
 
 def answers(worse: int, better: int, total: int) -> ChangeBound:
     changes = np.array([1.0] * worse + [-1.0] * better + [0.0] * (total - worse - better))
     part = SetChanges(
         changes[None], np.ones(total), added_groups=BOUNDED_CHANGE,
-        answer_counts=(count_answers(changes),),
+        answer_counts=(count_answers(changes),), limits=(-1.0, 1.0),
     )  # fmt: skip
     return PairedChanges([part]).change()
 
@@ -119,44 +119,68 @@ def test_a_sum_of_sets_takes_weights_as_they_are():
     assert found.skewness == pytest.approx(thirds / found.error**3)
 
 
-def test_what_decides_is_what_is_shown():
+def test_the_estimate_lies_between_its_ends_and_surer_ends_lie_farther_out():
     chance = np.random.default_rng(0)
-    for number in range(40):
+    for _ in range(40):
         groups = int(chance.integers(2, 30))
         sizes = np.exp(chance.normal(size=groups))
         found = one_set(chance.exponential(size=groups) * sizes, sizes)
         level = float(chance.uniform(0.8, 0.99))
-        bound = found.upper_bound(level)
-        if not math.isfinite(bound):
-            continue
-        assert found.p_value_below(bound + 1e-9) <= 1.0 - level + 1e-9, number
-        assert found.p_value_below(bound - 1e-6) >= 1.0 - level - 1e-9, number
-        assert found.lower_bound(level) <= found.estimate <= bound
+        assert found.lower_bound(level) <= found.estimate <= found.upper_bound(level)
+        assert found.upper_bound(level) < found.upper_bound(level + 0.005)
+        assert found.lower_bound(level) > found.lower_bound(level + 0.005)
+
+
+def bounded(changes: list[float]) -> ChangeBound:
+    values = np.array([changes])
+    part = SetChanges(
+        values, np.ones(len(changes)), added_groups=BOUNDED_CHANGE, limits=(-1.0, 1.0)
+    )
+    return PairedChanges([part]).change()
+
+
+def test_groups_taken_as_seen_weigh_less_among_more():
+    gains = [-0.4, 0.0, -0.4, 0.0, -0.4, 0.0, -0.4, 0.0, -0.4, 0.0]
+    found = bounded(gains)
+    assert found.center > found.estimate
+    expected, more = found.as_of(1000), bounded(gains * 100)
+    assert expected.center - expected.estimate == pytest.approx(
+        more.center - more.estimate, rel=0.25
+    )
+    assert expected.upper_bound(0.95) == pytest.approx(more.upper_bound(0.95), abs=0.01)
+
+
+def test_no_end_of_bounded_losses_lies_where_none_can_be():
+    levels = SetChanges(
+        np.array([[0.0, 1.0, 0.0, 0.0]]), np.ones(4), added_groups=BOUNDED_LEVEL, limits=(0.0, 1.0)
+    )
+    interval = PairedChanges([levels]).change().interval()
+    assert interval.low == 0.0
+    assert 0.25 < interval.high <= 1.0
+    assert bounded([1.0, -1.0, 1.0]).interval().high == 1.0
+    # A sum of such sets with any factors has no such limits.
+    assert PairedChanges([levels], are_factors=True).change().limits == (-math.inf, math.inf)
 
 
 def test_a_model_against_itself_loses_nothing_for_sure():
     same = one_set(np.zeros(9), np.ones(9))
     assert same.interval() == same.interval().__class__(0.0, 0.0, 0.0)
-    assert same.p_value_below(0.01) == 0.0
-    assert same.p_value_below(0.0) == 1.0
 
 
 def test_one_group_says_nothing():
     alone = one_set([0.1], [1.0])
     assert alone.upper_bound(0.95) == math.inf
-    assert alone.p_value_below(10.0) == 1.0
 
 
 @pytest.mark.parametrize("total", [14, 100, 200])
 def test_answers_of_which_none_changed_prove_little(total: int):
     unchanged = answers(0, 0, total)
-    assert unchanged.p_value_below(0.01) > 0.05
     assert unchanged.upper_bound(0.95) > 0.01
     assert unchanged.upper_bound(0.95) < 1.0
 
 
 def test_many_unchanged_answers_prove_something():
-    assert answers(0, 0, 400).p_value_below(0.01) < 0.05
+    assert answers(0, 0, 400).upper_bound(0.95) < 0.01
 
 
 @pytest.mark.parametrize("total", [40, 100, 200])
@@ -172,7 +196,7 @@ def test_answers_beyond_the_tolerance_seldom_pass(total: int, loss: float, unres
         rest = unrest / (1.0 - loss - unrest)
         for better in range(total - worse + 1):
             both = chance * float(binom.pmf(better, total - worse, rest))
-            if both > 1e-7 and p_value_of_answers(worse, better, total) <= 0.05:
+            if both > 1e-7 and shows_less_than_a_hundredth(worse, better, total):
                 passed += both
     assert passed <= 0.05
 

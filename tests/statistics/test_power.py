@@ -9,8 +9,8 @@ import pytest
 
 from toolkit.statistics.change_bound import ChangeBound
 from toolkit.statistics.paired import PairedChanges
-from toolkit.statistics.power import needed_groups, power_of, smallest_shown
-from toolkit.statistics.set_changes import SetChanges
+from toolkit.statistics.power import needed_answers, needed_groups, power_of, smallest_shown
+from toolkit.statistics.set_changes import BOUNDED_CHANGE, SetChanges
 
 STUDIES = 800
 
@@ -60,3 +60,18 @@ def test_a_set_that_does_not_scatter_is_enough():
     still = change_of(np.zeros(9))
     power = power_of("news", "general", "bits per byte", 9, 0.01, still)
     assert (power.smallest_change, power.needed, power.is_enough) == (0.0, 2, True)
+
+
+@pytest.mark.parametrize("tolerance", [1e-12, 1e-200])
+def test_what_no_set_is_large_enough_for_is_said_all_the_same(tolerance: float):
+    pilot = change_of(np.linspace(-0.1, 0.1, 12))
+    assert needed_groups(pilot, tolerance) > 10**15
+    assert needed_answers(tolerance, 0.1) > 10**15
+
+
+def test_a_bounded_set_that_improves_can_show_that_it_loses_little():
+    gains = np.array([[-0.9, -0.2, -0.8, -0.1, -0.9, -0.3]])
+    part = SetChanges(gains, np.ones(6), added_groups=BOUNDED_CHANGE, limits=(-1.0, 1.0))
+    power = power_of("ifeval", "general", "error", 6, 0.05, PairedChanges([part]).change())
+    assert power.needed is not None
+    assert 6 < power.needed < 10_000

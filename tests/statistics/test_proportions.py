@@ -19,7 +19,7 @@ def test_nothing_and_everything():
 
 def test_no_difference_seen_is_no_proof_of_none():
     found = share_difference([True, False] * 10, [True, False] * 10)
-    reach = 1.959964 / 22  # one answer more that differs, of 22
+    reach = 1.959964**2 / (20 + 1.959964**2)  # z² / (n + z²), as none differs
     assert found.estimate == 0.0
     assert (found.low, found.high) == (pytest.approx(-reach), pytest.approx(reach))
 

@@ -60,7 +60,7 @@ from toolkit.pipeline.models import (
 from toolkit.pipeline.repeat import are_documents_the_same
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.specialist import own_conversations
-from toolkit.pipeline.stages import ensure_merge, merge_stage, prompt_hashes
+from toolkit.pipeline.stages import ensure_merge, merge_stage
 from toolkit.progress import say
 from toolkit.search.run import Scorer
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alone, endpoint
@@ -160,7 +160,7 @@ def ensure_comparison(
     _refuse_other_general(made)
     # Everything is made. What follows is scored in one stage, whose inputs are the very models.
     evaluate = _settle_evaluation(run, comparison, made)
-    data, behavior = made[0][0].inputs.data, evaluate.behavior
+    data = made[0][0].inputs.data
     stage = run.stage(
         f"{_PART}/{comparison.name}",
         {
@@ -172,7 +172,6 @@ def ensure_comparison(
             # The file and not its stage: training documents of the ways differ, and may.
             "documents": hash_file(data / "test.jsonl"),
             **evaluation_inputs(evaluate),
-            **prompt_hashes([*evaluate.retention.files, *(behavior.files if behavior else ())]),
             **{
                 f"{one.run.recipe.seed}/{one.way.name}": hash_json(
                     [

@@ -100,6 +100,10 @@ def _cache_name(artifact: ArtifactSection) -> str:
     return str(cache_folder() / "artifacts" / artifact.sha256)
 
 
+class NothingMatchesError(DataError):
+    """An archive that holds nothing of the name or pattern asked for."""
+
+
 def open_members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
     """Open matching members of an archive one by one, in sorted order; nothing is unpacked.
 
@@ -111,7 +115,8 @@ def open_members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]
         Name and stream; the stream is valid until the next one is asked for.
 
     Raises:
-        DataError: the archive cannot be read, or nothing matches.
+        DataError: the archive cannot be read.
+        NothingMatchesError: nothing in it matches.
     """
     outer_pattern, _, inner_pattern = pattern.partition("//")
     has_match = False
@@ -132,7 +137,7 @@ def open_members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]
     except ARCHIVE_ERRORS as error:
         raise DataError(f"{archive.name}: cannot be read as an archive ({error}).") from error
     if not has_match:
-        raise DataError(
+        raise NothingMatchesError(
             f"{archive.name}: holds nothing that matches {pattern!r}; names count from the top of "
             "the archive."
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from toolkit.bounded import bounded_template
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.head import logit_chunks
-from toolkit.evaluate.prompted import answer_states
+from toolkit.evaluate.prompted import answer_states, longest_input
 from toolkit.generate.chat_model import stops_of
 from toolkit.generate.greedy import greedy_answers
 from toolkit.library_errors import reading
@@ -40,7 +41,7 @@ class Answers:
         top_tokens: likeliest tokens at each token of each answer, `[T, K]` each.
         top_logs: their log probabilities, `[T, K]` each.
         rest_logs: log probability of all others together, `[T]` each.
-        templated: whether a chat template was there.
+        note: what a reader should know of how they were asked; empty where there is nothing.
     """
 
     prompts: list[list[int]]
@@ -48,8 +49,16 @@ class Answers:
     top_tokens: list[Tensor]
     top_logs: list[Tensor]
     rest_logs: list[Tensor]
-    templated: bool
+    note: str = ""
 
+
+NO_TEMPLATE = "the model has no chat template: prompts are plain text"
+
+_DAY = datetime(2024, 7, 26, 12, tzinfo=timezone.utc)
+"""What templates that write the day write: prompts, the answers to them and the hashes of both
+would be others tomorrow. It is what Llama's templates write where they know no day."""
+
+DATED = f"its chat template writes the day, which is {_DAY:%d %B %Y} whenever it is asked"
 
 _TEMPLATE = ("its chat template cannot be used", "mend or remove it")
 
@@ -58,14 +67,16 @@ def _name(tokenizer: Any) -> str:
     return str(getattr(tokenizer, "name_or_path", None) or "the tokenizer")
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[list[int]], bool]:
+def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[list[int]], str]:
     """Tokens of prompts through the chat template, or as they stand where the model has none.
 
     Returns:
-        Tokens of each prompt, and whether there was a template.
+        Tokens of each prompt, and what a reader should know of how they were made.
     """
-    if getattr(tokenizer, "chat_template", None):
+    if template := getattr(tokenizer, "chat_template", None):
         encoded_prompts = []
+        is_dated = "strftime_now" in str(template)
+        settings = {"chat_template": _pin_day(tokenizer.get_chat_template())} if is_dated else {}
         for prompt in prompts:
             # A template is a stranger's program: its errors become sentences, and its time and
             # memory are bounded.
@@ -76,10 +87,21 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[list[in
                     tokenize=True,
                     # Asked for, as releases of transformers differ in what they return by default.
                     return_dict=True,
+                    **settings,
                 )
             encoded_prompts.append(chat_tokens["input_ids"])
-        return [list(map(int, prompt_tokens)) for prompt_tokens in encoded_prompts], True
-    return [list(map(int, tokenizer.encode(f"{prompt}\n"))) for prompt in prompts], False
+        prompt_tokens = [list(map(int, tokens)) for tokens in encoded_prompts]
+        return prompt_tokens, DATED if is_dated else ""
+    return [list(map(int, tokenizer.encode(f"{prompt}\n"))) for prompt in prompts], NO_TEMPLATE
+
+
+def _pin_day(template: str) -> str:
+    """A chat template with a function of its own in place of the one that tells the day: what it is
+    given beside its messages can be texts and numbers, but no function."""
+    parts = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAdbBmyYHIpMSjcxX"]
+    filled = "".join(f" | replace('{part}', '{_DAY.strftime(part)}')" for part in parts)
+    # The environment takes the line end after a block away.
+    return f"{{% macro strftime_now(form) %}}{{{{ form{filled} }}}}{{% endmacro %}}\n{template}"
 
 
 def load_answers(
@@ -102,10 +124,10 @@ def load_answers(
         general_hash: hash of its content and of the type it is loaded in.
         folder: folder of the cache.
         max_new_tokens: longest answer.
-        top_tokens: K.
+        top_tokens: K; 0 keeps the answers alone.
         advance: told how many prompts are done.
     """
-    encoded_prompts, templated = encode_prompts(tokenizer, prompts)
+    encoded_prompts, note = encode_prompts(tokenizer, prompts)
     answer_blocks: list[Answers] = []
     general_model = None
     longest_text = max(map(len, encoded_prompts), default=0) + max_new_tokens
@@ -114,11 +136,11 @@ def load_answers(
         block = encoded_prompts[first_row : first_row + block_rows]
         # Its own prompts are in the key: prompts added at the end leave earlier blocks known.
         block_path = folder / f"{hash_json([general_hash, block, max_new_tokens, top_tokens])}.npz"
-        block_answers = _read(block_path, block, templated)
+        block_answers = _read(block_path, block)
         if block_answers is None:
             general_model = load_general() if general_model is None else general_model
             block_answers = make_answers(
-                general_model, tokenizer, block, max_new_tokens, top_tokens, templated
+                general_model, tokenizer, block, max_new_tokens, top_tokens
             )
             _write(block_path, block_answers)
         answer_blocks.append(block_answers)
@@ -130,7 +152,7 @@ def load_answers(
         top_tokens=[values for answer_block in answer_blocks for values in answer_block.top_tokens],
         top_logs=[values for answer_block in answer_blocks for values in answer_block.top_logs],
         rest_logs=[values for answer_block in answer_blocks for values in answer_block.rest_logs],
-        templated=templated,
+        note=note,
     )
 
 
@@ -141,18 +163,27 @@ def make_answers(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     top_tokens: int,
-    templated: bool,
 ) -> Answers:
-    """Answer prompts greedily, and keep the distributions behind the answers.
+    """Answer prompts greedily, and keep the distributions behind the answers; with no tokens of
+    them to be kept, the answers alone.
 
     Raises:
-        EvaluationError: the model's probabilities are not numbers.
+        EvaluationError: the model's probabilities are not numbers, or a prompt is longer than what
+            it reads.
     """
     model.eval()
+    longest_tokens, longest_prompt = longest_input(model), max(prompts, key=len, default=[])
+    if longest_tokens is not None and len(longest_prompt) + max_new_tokens > longest_tokens:
+        raise EvaluationError(
+            f"{_name(tokenizer)}: a prompt has {len(longest_prompt)} tokens and its answer up to "
+            f"{max_new_tokens}, but the model reads {longest_tokens} together "
+            f"({tokenizer.decode(longest_prompt)!r:.60}); shorten it, or max_new_tokens."
+        )
     answers = greedy_answers(model, stops_of(model, tokenizer), prompts, max_new_tokens)
-    return Answers(
-        list(prompts), answers, *top_distributions(model, prompts, answers, top_tokens), templated
-    )
+    if not top_tokens:
+        nothing = [torch.empty(0)] * len(answers)
+        return Answers(list(prompts), answers, nothing, nothing, nothing)
+    return Answers(list(prompts), answers, *top_distributions(model, prompts, answers, top_tokens))
 
 
 @torch.inference_mode()
@@ -227,7 +258,7 @@ def _write(path: Path, answers: Answers) -> None:
         )
 
 
-def _read(path: Path, prompts: list[list[int]], templated: bool) -> Answers | None:
+def _read(path: Path, prompts: list[list[int]]) -> Answers | None:
     try:
         with path.open("rb") as raw_file, np.load(raw_file, allow_pickle=False) as file:
             stored_arrays = {array_name: file[array_name] for array_name in file.files}
@@ -242,7 +273,6 @@ def _read(path: Path, prompts: list[list[int]], templated: bool) -> Answers | No
             top_tokens=[torch.from_numpy(stored_arrays["top_tokens"][a:b]) for a, b in spans],
             top_logs=[torch.from_numpy(stored_arrays["top_logs"][a:b]) for a, b in spans],
             rest_logs=[torch.from_numpy(stored_arrays["rest_logs"][a:b]) for a, b in spans],
-            templated=templated,
         )
     except Exception:  # absent, or damaged in one of the ways that an archive can be
         return None  # made again

@@ -90,10 +90,11 @@ class ModelAnswer:
     has_ended: bool
 
 
-def behavior_prompts(section: BehaviorSection, split: SplitName) -> list[RetentionPrompt]:
+def behavior_prompts(evaluate: EvaluateSection, split: SplitName) -> list[RetentionPrompt]:
     """Prompts of one split: everyday ones and instructions in turn, or those of files."""
+    section = evaluate.behavior or BehaviorSection()
     if section.files:
-        return read_prompt_files(section.files, split)[: section.num_prompts]
+        return read_prompt_files(evaluate, "behavior", split)[: section.num_prompts]
     everyday, instructions = retention_prompts(split), instruction_prompts(split)
     # Two everyday prompts to each instruction.
     halves = take_turns([everyday[::2], everyday[1::2], instructions])
@@ -136,10 +137,13 @@ def behavior_sets(
     plain = [item for item in items if item.prompt.check is None] or items
     counts: tuple[BehaviorCount, ...] = get_args(BehaviorCount)
     of_plain = [name for name in counts if name != "instructions"]
-    sets = _sets_of_pass(of_plain, plain, section, evaluate, tokenizer, made_by)
+    note = general_answers.note
+    sets = _sets_of_pass(of_plain, plain, section, evaluate, tokenizer, made_by, note)
     # Prompts of a single group have no interval, and a set of them would be refused.
     if len({item.prompt.group for item in checked}) > 1:
-        sets += _sets_of_pass(["instructions"], checked, section, evaluate, tokenizer, made_by)
+        sets += _sets_of_pass(
+            ["instructions"], checked, section, evaluate, tokenizer, made_by, note
+        )
     return sets
 
 
@@ -150,6 +154,7 @@ def _sets_of_pass(
     evaluate: EvaluateSection,
     tokenizer: Any,
     made_by: str,
+    note: str,
 ) -> list[EvaluationSet]:
     """The sets that one pass of generation over some prompts gives."""
     prompts = [item.prompt for item in items]
@@ -190,6 +195,7 @@ def _sets_of_pass(
             item_hashes=[hash_json(prompt.text) for prompt in prompts],
             score_together=together,
             tolerance=section.tolerance,
+            note=note,
         )
         for name in names
     ]

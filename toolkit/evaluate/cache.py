@@ -130,7 +130,8 @@ class ScoreCache:
         # Each item once, even where a sample asks for it several times.
         missing = [row for row in dict.fromkeys(asked_rows) if row not in losses_by_row]
         if missing:
-            by_name = {other.name: other for other in (items, *together)}
+            # Its own losses are the set's, whatever another set of its name is.
+            by_name = {other.name: other for other in (*together, items)}
             # A pass that gives several sets is kept for all of them, or each would pay for it
             # again.
             if items.score_together is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -15,11 +16,12 @@ from toolkit.checkpoint.load import load_causal_model, load_model_config
 from toolkit.errors import ConfigError, EvaluationError
 from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection, TaskSection
-from toolkit.evaluate.load import settle_scoring
+from toolkit.evaluate.load import refuse_same_names, settle_scoring
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.library_errors import check_writable, computing, missing_library
 from toolkit.machine import cache_folder, check_cache, dtype_of
 from toolkit.progress import progress, say
+from toolkit.section import parse_section
 from toolkit.stage import content_hash, write_json
 from toolkit.statistics.bootstrap import Floats, bootstrap_figures, intervals
 from toolkit.statistics.hypothesis import holm, mcnemar, paired_permutation
@@ -32,11 +34,11 @@ _ONE_MINUS = "1 - "
 
 
 class IntervalFigures(TypedDict):
-    """An estimate with its 95 % interval."""
+    """An estimate with its 95 % interval; an end that nothing is known of is None."""
 
     estimate: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 PairFigures = TypedDict(
@@ -52,6 +54,9 @@ class TaskFigures(TypedDict):
     unit: str
     higher_is_better: bool
     num_items: int
+    test: str
+    """Behind the p-values of pairs, and behind their intervals where items are right or wrong."""
+
     models: dict[str, IntervalFigures]
     pairs: list[PairFigures]
 
@@ -161,8 +166,8 @@ def _score_models(
 def _labels(models: Sequence[Path]) -> list[str]:
     names = [folder.resolve().name for folder in models]
     labels = names if len(set(names)) == len(names) else [folder.as_posix() for folder in models]
-    if len(set(labels)) < len(labels):
-        raise ConfigError(f"toolkit eval: {labels[0]} is named twice; give each model once.")
+    if repeated := [label for label, count in Counter(labels).items() if count > 1]:
+        raise ConfigError(f"toolkit eval: {repeated[0]} is named twice; give each model once.")
     return labels
 
 
@@ -170,12 +175,13 @@ def _task_section(text: str, include_path: Path | None, limit: int | None) -> Ta
     task_name, _, num_shots = text.partition("+")
     if num_shots and not num_shots.isdecimal():
         raise ConfigError(f"--tasks {text}: after the + must stand a number of examples.")
-    return TaskSection(
-        task=task_name,
-        include_path=None if include_path is None else str(include_path),
-        num_fewshot=int(num_shots) if num_shots else None,
-        limit=limit,
-    )
+    values = {
+        "task": task_name,
+        "include_path": None if include_path is None else str(include_path),
+        "num_fewshot": num_shots or None,
+        "limit": limit,
+    }
+    return parse_section(TaskSection, values, where=f"--tasks {text}", what="task")
 
 
 def _score(
@@ -198,6 +204,7 @@ def _score(
         for questions in choices
         for items in question_sets(questions, tokenizer, section, None, metrics=("acc", "acc_norm"))
     ]
+    refuse_same_names(task_items, "toolkit eval", "score them in two commands")
     score_cache, name = ScoreCache(cache_folder() / "scores.jsonl"), content_hash(folder)
     # After the tasks were read: a wrong name should not cost the loading of a model.
     loaded_model = load_causal_model(folder, dtype_of(section.precision))
@@ -215,7 +222,8 @@ def figures_of(items: EvaluationSet, losses: Mapping[str, Sequence[float]]) -> T
     """Figures of a set under each model and between each two, as plain values.
 
     Where the loss is one minus a metric, the metric itself is given: more is better again. A
-    p-value is McNemar's where items are right or wrong, else of a permutation by groups.
+    p-value is McNemar's where items are right or wrong, and intervals those of the same test, else
+    of a permutation by groups.
 
     Args:
         items: the set.
@@ -225,22 +233,36 @@ def figures_of(items: EvaluationSet, losses: Mapping[str, Sequence[float]]) -> T
     item_values = np.array(list(losses.values()))
     if is_rising:
         item_values = 1.0 - item_values
+    is_binary = _is_binary(item_values, items)
     model_labels = list(losses)
     pairs = list(itertools.combinations(range(len(model_labels)), 2))
     return {
         "unit": items.unit.removeprefix(_ONE_MINUS) if items.unit != "error" else "accuracy",
         "higher_is_better": is_rising,
         "num_items": len(items),
-        "models": dict(zip(model_labels, _levels(item_values, items), strict=True)),
-        "pairs": _pair_figures(item_values, model_labels, pairs, items) if pairs else [],
+        "test": "McNemar's score test" if is_binary else "permutation of groups",
+        "models": dict(zip(model_labels, _levels(item_values, items, is_binary), strict=True)),
+        "pairs": _pair_figures(item_values, model_labels, pairs, items, is_binary) if pairs else [],
     }
 
 
 def _pair_figures(
-    values: Floats, labels: Sequence[str], pairs: Sequence[tuple[int, int]], items: EvaluationSet
+    values: Floats,
+    labels: Sequence[str],
+    pairs: Sequence[tuple[int, int]],
+    items: EvaluationSet,
+    is_binary: bool,
 ) -> list[PairFigures]:
-    p_values = [_p_value(values[a], values[b], items) for a, b in pairs]
-    rows = zip(pairs, _differences(values, pairs, items), p_values, holm(p_values), strict=True)
+    # The bootstrap of few right-or-wrong answers has ends of no width; those of the test of shares
+    # have some.
+    if is_binary:
+        is_right = (values > 0.5).tolist()
+        p_values = [mcnemar(is_right[b], is_right[a]) for a, b in pairs]
+        differences = [_plain(share_difference(is_right[b], is_right[a])) for a, b in pairs]
+    else:
+        p_values = [paired_permutation(values[b], values[a], items.groups) for a, b in pairs]
+        differences = _intervals(np.array([values[b] - values[a] for a, b in pairs]), items)
+    rows = zip(pairs, differences, p_values, holm(p_values), strict=True)
     return [
         {
             "from": labels[a],
@@ -253,17 +275,6 @@ def _pair_figures(
     ]
 
 
-def _differences(
-    values: Floats, pairs: Sequence[tuple[int, int]], items: EvaluationSet
-) -> list[IntervalFigures]:
-    if _is_binary(values, items):
-        # The bootstrap of few right-or-wrong answers has ends of no width; formulas for shares have
-        # not.
-        is_right = (values > 0.5).tolist()
-        return [_plain(share_difference(is_right[b], is_right[a])) for a, b in pairs]
-    return _intervals(np.array([values[b] - values[a] for a, b in pairs]), items)
-
-
 def _is_binary(values: Floats, items: EvaluationSet) -> bool:
     """Whether items are right or wrong, and each stands for itself."""
     is_plain = items.scale == 1.0 and set(items.sizes) == {1} and len(items) > 1
@@ -271,8 +282,8 @@ def _is_binary(values: Floats, items: EvaluationSet) -> bool:
     return is_plain and stands_alone and set(np.unique(values).tolist()) <= {0.0, 1.0}
 
 
-def _levels(values: Floats, items: EvaluationSet) -> list[IntervalFigures]:
-    if _is_binary(values, items):
+def _levels(values: Floats, items: EvaluationSet, is_binary: bool) -> list[IntervalFigures]:
+    if is_binary:
         num_right = (values > 0.5).sum(axis=1).tolist()
         return [_plain(share_interval(count, len(items))) for count in num_right]
     return _intervals(values, items)
@@ -289,20 +300,20 @@ def _intervals(values: Floats, items: EvaluationSet) -> list[IntervalFigures]:
 
 
 def _plain(interval: Interval) -> IntervalFigures:
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
-
-
-def _p_value(first: Floats, second: Floats, items: EvaluationSet) -> float:
-    if _is_binary(np.array([first, second]), items):
-        return mcnemar(list(second > 0.5), list(first > 0.5))
-    return paired_permutation(second, first, items.groups)
+    # JSON has no infinity.
+    low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))
+    return {"estimate": interval.estimate, "low": low, "high": high}
 
 
 def show_figures(tasks: Mapping[str, TaskFigures]) -> None:
     """Print the figures of sets under each model, and between each two."""
     for set_name, task in tasks.items():
         better_side = "higher" if task["higher_is_better"] else "lower"
-        say(f"\n {set_name}: {task['unit']}, {better_side} is better, {task['num_items']} items")
+        tested = f", p-values by {task['test']}" if task["pairs"] else ""
+        say(
+            f"\n {set_name}: {task['unit']}, {better_side} is better, {task['num_items']} "
+            f"items{tested}"
+        )
         label_width = max(len(label) for label in task["models"])
         for label, interval in task["models"].items():
             say(f"   {label:{label_width}s}  {_shown(interval)}")
@@ -315,4 +326,6 @@ def show_figures(tasks: Mapping[str, TaskFigures]) -> None:
 
 
 def _shown(interval: IntervalFigures, sign: Sign = "") -> str:
-    return Interval(interval["estimate"], interval["low"], interval["high"]).words(sign=sign)
+    low, high = interval["low"], interval["high"]
+    ends = (-math.inf if low is None else low, math.inf if high is None else high)
+    return Interval(interval["estimate"], *ends).words(sign=sign)

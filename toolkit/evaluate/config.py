@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import string
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import Self
 
 from toolkit.data.config import ArtifactSection, HubSection
@@ -20,6 +21,42 @@ BIGBENCH = ArtifactSection(
     member="*/bigbench/benchmark_tasks/{task}/task.json",
 )
 """Source distribution of BIG-bench: its task files are read, it is never installed."""
+
+
+def fields_of_prompt(template: str) -> list[str]:
+    """Fields of a row that a prompt's template names, each once.
+
+    Raises:
+        ValueError: it is no template, or names something else than fields.
+
+    >>> fields_of_prompt("{passage}\\n{{as it stands}} {question}")
+    ['passage', 'question']
+    """
+    names: dict[str, None] = {}
+    for _, name, form, _ in string.Formatter().parse(template):
+        if name is None:
+            continue
+        # An empty name or a number would be a place, and a dot or bracket something within.
+        if (
+            not name
+            or name.isdecimal()
+            or any(sign in name for sign in ".[")
+            or "{" in (form or "")
+        ):
+            raise ValueError(f"{{{name}}} is not the name of a field")
+        names[name] = None
+    return list(names)
+
+
+def _check_prompt(template: str) -> str:
+    try:
+        fields_of_prompt(template)
+    except ValueError as error:
+        raise ValueError(
+            f"write fields of a row as {{name}}, and braces of the text itself doubled ({error}; "
+            f"got {template!r:.60})"
+        ) from error
+    return template
 
 
 class MultipleChoiceSection(Section):
@@ -53,7 +90,7 @@ class MultipleChoiceSection(Section):
     hub: HubSection | None = None
     """The same from a hub."""
 
-    prompt: str = "{question}"
+    prompt: Annotated[str, AfterValidator(_check_prompt)] = "{question}"
     """What the model reads before an option, made of a row's fields."""
 
     options_field: str = "choices"

@@ -97,20 +97,26 @@ def _set(
     )
 
 
-def grouping(ids: Sequence[str], groups: Sequence[str]) -> tuple[list[str], str]:
+def grouping(documents: Sequence[str], groups: Sequence[str]) -> tuple[list[str], str]:
     """What is drawn together, and a note on what that can speak for.
 
     Two groups and more are the sample, however few: bounds over them are wide, and honest. Of one
-    group nothing is known but its own items, so these are drawn, and the note says so.
+    group nothing is known but its own documents, so these are drawn, and the note says so.
+
+    Args:
+        documents: that each item is, or is a part of.
+        groups: of each item.
 
     >>> grouping(["a", "b"], ["one", "one"])[0]
     ['a', 'b']
     >>> grouping(["a", "b", "c"], ["one", "one", "two"])
     (['one', 'one', 'two'], '')
     """
-    if len(set(groups)) != 1 or len(ids) == 1:
+    num_documents = len(set(documents))
+    if len(set(groups)) != 1 or num_documents == 1:
         return list(groups), ""
-    return list(ids), (
-        f"its {len(ids)} items come from one group ({groups[0]}): intervals hold for more items of "
-        "this group; how another group would score is not known"
+    items = "items" if num_documents == len(documents) else "documents"
+    return list(documents), (
+        f"its {num_documents} {items} come from one group ({groups[0]}): intervals hold for more "
+        f"{items} of this group; how another group would score is not known"
     )

@@ -7,7 +7,7 @@ Legend: B rows, T tokens, D hidden, N positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from toolkit.checkpoint.forward import agrees, log_probabilities_alone, without_cache
 from toolkit.checkpoint.probe_documents import probe_documents
+from toolkit.library_errors import is_out_of_memory
 
 _PRODUCT_ROWS = 512
 """Positions of one product with the head on a CPU: for each the whole head is read and laid out
@@ -52,22 +53,40 @@ def final_hidden(model: Any, inputs: Tensor, **more: Any) -> Tensor:
 def can_pad(model: Any) -> bool:
     """Whether texts of unequal lengths can be computed together, padded at the right: tried once
     per model, as some architectures read what follows, or spread it."""
-    if model not in _PADDED:
-        first_probe, second = probe_documents(model, 64)
-        # Two texts side by side must give what each gives alone.
-        padded_rows = torch.zeros(2, len(first_probe) - 1, dtype=torch.long)
-        padded_rows[0], padded_rows[1, : len(second) - 1] = first_probe[:-1], second[:-1]
+    return find_once(_PADDED, model, lambda: _pads_rightly(model))
+
+
+def find_once(found: MutableMapping[Any, bool], model: Any, probe: Callable[[], bool]) -> bool:
+    """What a probe finds of a model, tried once: False where the model's code raises.
+
+    Args:
+        found: what was found of models before.
+        model: what is probed.
+        probe: tries it.
+    """
+    if model not in found:
         try:
-            hidden_states = final_hidden(model, padded_rows)
-            found = [
-                picked_log_probabilities(model, row_states[: len(text) - 1], text[1:].tolist())
-                for row_states, text in zip(hidden_states, (first_probe, second), strict=True)
-            ]
-            expected = [log_probabilities_alone(model, text) for text in (first_probe, second)]
-            _PADDED[model] = all(agrees(model, *pair) for pair in zip(found, expected, strict=True))
-        except Exception:  # whatever an architecture's own code raises
-            _PADDED[model] = False
-    return _PADDED[model]
+            found[model] = probe()
+        except Exception as error:  # whatever an architecture's own code raises
+            # Says nothing of the architecture: another time there may be room.
+            if is_out_of_memory(error):
+                return False
+            found[model] = False
+    return found[model]
+
+
+def _pads_rightly(model: Any) -> bool:
+    """Whether two texts side by side give what each gives alone."""
+    first_probe, second = probe_documents(model, 64)
+    padded_rows = torch.zeros(2, len(first_probe) - 1, dtype=torch.long)
+    padded_rows[0], padded_rows[1, : len(second) - 1] = first_probe[:-1], second[:-1]
+    hidden_states = final_hidden(model, padded_rows)
+    found = [
+        picked_log_probabilities(model, row_states[: len(text) - 1], text[1:].tolist())
+        for row_states, text in zip(hidden_states, (first_probe, second), strict=True)
+    ]
+    expected = [log_probabilities_alone(model, text) for text in (first_probe, second)]
+    return all(agrees(model, *pair) for pair in zip(found, expected, strict=True))
 
 
 @torch.no_grad()
@@ -81,7 +100,10 @@ def _logits_are_shaped_here(model: Any) -> bool:
             hidden_states = _caught(model, probe_text[None, :-1], {})[0]
             head_logs = picked_log_probabilities(model, hidden_states, probe_text[1:].tolist())
             agrees_here = agrees(model, head_logs, log_probabilities_alone(model, probe_text))
-        except Exception:  # no head, or one that is called in another way
+        except Exception as error:  # no head, or one that is called in another way
+            if is_out_of_memory(error):
+                del _SHAPED_HERE[model]
+                raise
             agrees_here = False
         _SHAPED_HERE[model] = agrees_here
     return _SHAPED_HERE[model]

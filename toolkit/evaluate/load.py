@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,24 +83,30 @@ def _check_sets(sets: Sequence[EvaluationSet], split: SplitName) -> None:
     Raises:
         EvaluationError: they are such.
     """
-    set_names = [items.name for items in sets]
-    for set_name in set_names:
-        if set_names.count(set_name) > 1:
-            raise EvaluationError(
-                f"evaluate: two sets are called {set_name!r}; name sources, choices and tasks "
-                "apart."
-            )
+    refuse_same_names(sets, "evaluate", "name sources, choices and tasks apart")
     if not any(items.role == "domain" for items in sets):
         raise EvaluationError(
             f"evaluate: no set of the {split} split has role domain; the gain could not be seen."
         )
 
 
+def refuse_same_names(sets: Sequence[EvaluationSet], where: str, remedy: str) -> None:
+    """Refuse sets of one name, as losses and figures are kept by it.
+
+    Raises:
+        EvaluationError: there are some.
+    """
+    name_counts = Counter(items.name for items in sets)
+    for set_name, count in name_counts.items():
+        if count > 1:
+            raise EvaluationError(f"{where}: two sets are called {set_name!r}; {remedy}.")
+
+
 def _retention(
     section: EvaluateSection, general: Path, split: SplitName, tokenizer: Any, cache: Path
 ) -> list[EvaluationSet]:
     retention = section.retention
-    prompts = split_prompts(split, retention.num_prompts, retention.files)
+    prompts = split_prompts(section, split)
     # In another type the general model may answer otherwise.
     answers_hash = hash_json([content_hash(general), section.precision])
     answers = _general_answers(
@@ -152,7 +159,7 @@ def _behavior(
 ) -> list[EvaluationSet]:
     from toolkit.evaluate.behavior import behavior_prompts, behavior_sets
 
-    prompts = behavior_prompts(behavior, split)
+    prompts = behavior_prompts(section, split)
     answers_hash = hash_json([content_hash(general), section.precision])
     answers = _general_answers(
         section,
@@ -163,7 +170,7 @@ def _behavior(
         cache,
         title=f"answers to be compared with ({split})",
         max_new_tokens=behavior.max_new_tokens,
-        top_tokens=1,
+        top_tokens=0,  # what is compared with is their lengths
     )
     return behavior_sets(behavior, section, tokenizer, prompts, answers, answers_hash)
 
@@ -194,18 +201,26 @@ def settle_scoring(section: EvaluateSection, *folders: Path) -> EvaluateSection:
 
 
 def refuse_too_few(validation: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
-    """Refuse sets of a single group before anything is scored: nothing could be said of them.
+    """Refuse, before anything is scored, what nothing could be said of: a split without a general
+    set, and sets of a single group, but for those that are only watched.
 
     Raises:
         EvaluationError: there are some.
     """
     for split, split_sets in (("validation", validation), ("test", test)):
+        if not any(items.role == "general" for items in split_sets):
+            raise EvaluationError(
+                f"evaluate: no set of the {split} split has role general; what is lost could not "
+                f"be seen. Give a general source a {split} split, or keep the retention set."
+            )
         for items in split_sets:
-            if (num_groups := len(set(items.groups))) < 2:
+            if (num_groups := items.num_groups) < 2 and items.role != "watch":
                 raise EvaluationError(
-                    f"{items.name}: its {split} set has {num_groups} document, and an interval "
-                    f"needs 2 at least, better 20; give {split} a larger share or max_tokens, or "
-                    "cut long documents by data.evaluation_document_tokens."
+                    f"{items.name}: its {split} set has {num_groups} "
+                    f"{'document' if len(items) == 1 else 'group'}, and an interval needs 2 at "
+                    f"least, better 20; give it more documents, prompts or questions for {split} "
+                    "(of a source: a larger share, max_tokens, or long documents cut by "
+                    "data.evaluation_document_tokens), or the role watch."
                 )
 
 

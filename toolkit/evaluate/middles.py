@@ -33,11 +33,13 @@ class Middle:
 
     Attributes:
         id: of the document, and which of its middles it is.
+        document: its id.
         group: of the document.
         prefix, text, suffix: the document in three parts; the text is whole lines.
     """
 
     id: str
+    document: str
     group: str
     prefix: str
     text: str
@@ -67,6 +69,7 @@ def cut_middles(row: EvaluationRow, section: InfillingSection) -> list[Middle]:
     return [
         Middle(
             f"{row['id']}#{start}",
+            row["id"],
             str(row.get("group") or row["id"]),
             "".join(text_lines[:start]),
             "".join(text_lines[start : start + section.lines]),
@@ -141,13 +144,15 @@ def _set(
                 raise EvaluationError(f"{middles[n].id}: the loss is {loss}; the model is damaged.")
         return item_losses
 
-    middle_ids = [middle.id for middle in middles]
-    groups, group_note = grouping(middle_ids, [middle.group for middle in middles])
+    # Middles of one document are alike: where all are of one group, documents are drawn.
+    groups, group_note = grouping(
+        [middle.document for middle in middles], [middle.group for middle in middles]
+    )
     return EvaluationSet(
         name=name,
         role=infilling.role if name == BOTH_SIDES else "watch",
         unit="bits per byte",
-        ids=middle_ids,
+        ids=[middle.id for middle in middles],
         groups=groups,
         sizes=[len(middle.text.encode()) for middle in middles],
         costs=[item.cost() for item in items],
@@ -157,4 +162,5 @@ def _set(
         settings_hash=hash_json({"kind": "middles", "precision": section.precision}),
         item_hashes=[hash_json([m.prefix, m.text, m.suffix]) for m in middles],
         note=group_note,
+        is_of_one_group=bool(group_note),
     )

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from toolkit.checkpoint.forward import agrees
 from toolkit.checkpoint.probe_documents import probe_documents
-from toolkit.evaluate.head import can_pad, final_hidden, picked_and_greedy
+from toolkit.evaluate.head import can_pad, final_hidden, find_once, picked_and_greedy
+from toolkit.evaluate.likelihood import windows
 
 _SHORTEST_PREFIX = 8
 """Shorter common beginnings are not worth a pass of their own."""
@@ -126,15 +127,11 @@ def _fits(item: Prompted, longest: int | None) -> bool:
     return longest is None or len(item.prompt) + max(map(len, item.continuations)) - 1 <= longest
 
 
+@torch.no_grad()
 def can_share(model: Any) -> bool:
     """Whether prompts may share a cache, and go through the model together: tried once per model,
     as some pass over the positions or masks that this takes."""
-    if model not in _SHARING:
-        try:
-            _SHARING[model] = _keeps_plain_cache(model) and _shares_rightly(model)
-        except Exception:  # whatever an architecture's own code raises
-            _SHARING[model] = False
-    return _SHARING[model]
+    return find_once(_SHARING, model, lambda: _keeps_plain_cache(model) and _shares_rightly(model))
 
 
 def _shares_rightly(model: Any) -> bool:
@@ -354,6 +351,13 @@ def _score_apart(
     model: Any, item: Prompted, longest: int | None, batch_tokens: int
 ) -> list[ContinuationScore]:
     """Without a shared cache: every continuation with its whole prompt, cut at the left to fit."""
+    if longest is not None and max(map(len, item.continuations)) > longest:
+        return [
+            _score_windows(model, item.prompt[-1], tokens, longest)
+            if len(tokens) > longest
+            else _score_apart(model, Prompted(item.prompt, [tokens]), longest, batch_tokens)[0]
+            for tokens in item.continuations
+        ]
     whole_texts = [[*item.prompt, *tokens] for tokens in item.continuations]
     batch_tokens = batch_tokens if can_pad(model) else 1
     if longest is not None:
@@ -365,12 +369,25 @@ def _score_apart(
         text_batch = whole_texts[first_text : first_text + batch_room]
         hidden_states = final_hidden(model, padded([tokens[:-1] for tokens in text_batch]))
         for row, tokens in enumerate(text_batch):
-            # Of a continuation that is longer than the model's window, the beginning was cut away
-            # too.
-            num_scored = min(len(item.continuations[first_text + row]), len(tokens) - 1)
+            num_scored = len(item.continuations[first_text + row])
             states = hidden_states[row, len(tokens) - 1 - num_scored : len(tokens) - 1]
             scores.append(_sum_tokens(*picked_and_greedy(model, states, tokens[-num_scored:])))
     return scores
+
+
+def _score_windows(
+    model: Any, before: int, continuation: Sequence[int], longest: int
+) -> ContinuationScore:
+    """A continuation longer than what the model reads, window by window behind the prompt's last
+    token, so that all of it is scored as its size says."""
+    window_scores = []
+    for inputs, targets in windows([before, *continuation], longest, 1):
+        states = final_hidden(model, torch.tensor([inputs]))[0, -len(targets) :]
+        window_scores.append(_sum_tokens(*picked_and_greedy(model, states, targets)))
+    return ContinuationScore(
+        sum(score.log_likelihood for score in window_scores),
+        all(score.is_greedy for score in window_scores),
+    )
 
 
 def answer_states(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import string
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.data.artifacts import NothingMatchesError
 from toolkit.data.config import SourceSection, SplitName
 from toolkit.data.files import ending, source_files
 from toolkit.data.formats import Faults, format_of, read_rows
 from toolkit.data.unpacked import read_whole
-from toolkit.errors import DataError, EvaluationError, sentence_end
-from toolkit.evaluate.config import BIGBENCH, MultipleChoiceSection
+from toolkit.errors import EvaluationError, sentence_end
+from toolkit.evaluate.config import BIGBENCH, MultipleChoiceSection, fields_of_prompt
+from toolkit.library_errors import first_line
 from toolkit.section import replace_values
 from toolkit.stage import hash_json
 
@@ -84,8 +85,8 @@ def _read(section: MultipleChoiceSection) -> Iterator[Question | None]:
         for source_file in source_files(question_source):
             with source_file.open() as stream:
                 yield from _file_questions(section, source_file.key, source_file.name, stream)
-    except DataError as error:
-        if section.bigbench is None or "holds nothing that matches" not in str(error):
+    except NothingMatchesError as error:
+        if section.bigbench is None:
             raise
         raise EvaluationError(
             f"{section.name}: BIG-bench {BIGBENCH.version} has no task {section.bigbench!r}; "
@@ -126,21 +127,38 @@ def bigbench_questions(key: str, name: str, task: Mapping[str, Any]) -> Iterator
     stands as its own prompts do.
 
     Raises:
-        EvaluationError: an example has no options, or none that is right.
+        EvaluationError: the file is not of this schema, or an example has no options, or none that
+            is right.
 
     Reference:
         Srivastava et al. 2022, Beyond the imitation game.
     """
-    input_prefix = task.get("example_input_prefix", "\nQ: ")
-    output_prefix = task.get("example_output_prefix", "\nA: ")
-    choice_prefix = task.get("choice_prefix", task.get("example_choice_prefix", "\n  choice: "))
+    task_prefix = _text_of_task(task, "task_prefix", "", name)
+    input_prefix = _text_of_task(task, "example_input_prefix", "\nQ: ", name)
+    output_prefix = _text_of_task(task, "example_output_prefix", "\nA: ", name)
+    choice_prefix = _text_of_task(task, "example_choice_prefix", "\n  choice: ", name)
+    choice_prefix = _text_of_task(task, "choice_prefix", choice_prefix, name)
+    if not isinstance(task["examples"], list):
+        raise EvaluationError(
+            f"{name}: its `examples` must be a list (got {type(task['examples']).__name__}); mend "
+            "the file."
+        )
     for example_number, example in enumerate(task["examples"]):
         example_place = f"{name}: example {example_number}"
+        if not isinstance(example, dict) or not isinstance(example.get("input"), str):
+            raise EvaluationError(
+                f"{example_place}: has no `input` that is a text (got {example!r:.60}); mend it."
+            )
         scores = example.get("target_scores")
         if not isinstance(scores, dict) or len(scores) < 2:
             raise EvaluationError(
                 f"{example_place}: has no `target_scores` with several options; tasks that are "
                 "answered in words cannot be multiple choice."
+            )
+        if not all(isinstance(score, (int, float)) for score in scores.values()):
+            raise EvaluationError(
+                f"{example_place}: its `target_scores` must be numbers (got "
+                f"{list(scores.values())!r:.60}); mend them."
             )
         best_score = max(scores.values())
         if not best_score > 0:
@@ -155,7 +173,7 @@ def bigbench_questions(key: str, name: str, task: Mapping[str, Any]) -> Iterator
         yield Question(
             id=f"{key}#{example_number:05d}",
             group=f"{key}#{example_number:05d}",
-            prompt=f"{task.get('task_prefix', '')}{question_text}",
+            prompt=f"{task_prefix}{question_text}",
             options=options,
             # As BIG-bench's own scoring does: a blank where the prompt does not end with one
             # already.
@@ -164,22 +182,56 @@ def bigbench_questions(key: str, name: str, task: Mapping[str, Any]) -> Iterator
         )
 
 
+def _text_of_task(task: Mapping[str, Any], key: str, default: str, where: str) -> str:
+    text = task.get(key, default)
+    if not isinstance(text, str):
+        raise EvaluationError(f"{where}: `{key}` must be a text (got {text!r:.40}); mend the file.")
+    return text
+
+
+_STRUCK = {"true": True, "1": True, "false": False, "0": False, "": False, "none": False}
+"""Files such as CSV hold only texts, in the letters of whatever program wrote them."""
+
+
+def _is_struck(fields: Mapping[str, Any], where: str) -> bool:
+    """Whether a reader struck a row.
+
+    >>> [_is_struck({"struck": value}, "q.csv:1") for value in (True, "TRUE", "false", "", None)]
+    [True, True, False, False, False]
+    """
+    struck = fields.get("struck")
+    if (found := _STRUCK.get(str(struck).strip().casefold())) is None:
+        raise EvaluationError(
+            f"{where}: struck must be true or false (got {struck!r:.40}); whether the question "
+            "counts cannot be told."
+        )
+    return found
+
+
 def _row_question(
     section: MultipleChoiceSection, name: str, where: str, fields: Mapping[str, Any]
 ) -> Question | None:
     """The question of a row; None where a reader struck it."""
     if not isinstance(fields, Mapping):
         raise EvaluationError(f"{where}: must be an object (got {type(fields).__name__}).")
-    if fields.get("struck") is True:
+    if _is_struck(fields, where):
         return None
-    field_names = [part for _, part, _, _ in string.Formatter().parse(section.prompt) if part]
-    prompt_values = {part: _field(fields, part, where, "prompt") for part in field_names}
+    prompt_values = {
+        name: _field(fields, name, where, "prompt") for name in fields_of_prompt(section.prompt)
+    }
+    try:
+        prompt = section.prompt.format(**prompt_values)
+    except (ValueError, TypeError) as error:  # a format that fits no such value
+        raise EvaluationError(
+            f"{where}: `prompt` cannot be filled in ({error}); write fields as {{name}}."
+        ) from error
     raw = _field(fields, section.options_field, where, "options_field")
     if isinstance(raw, str):  # as csv files hold lists
         raw = _from_json(raw, where)
     option_labels: list[str] = []
     if isinstance(raw, Mapping):
-        option_labels = [str(label) for label in raw.get("label", ())]
+        labels = raw.get("label", ())
+        option_labels = [str(label) for label in labels] if isinstance(labels, Sequence) else []
         raw = raw.get("text")
     if not isinstance(raw, Sequence) or len(raw) < 2 or not all(str(o) for o in raw):
         raise EvaluationError(
@@ -202,7 +254,7 @@ def _row_question(
     return Question(
         id=name,
         group=group_name,
-        prompt=section.prompt.format(**prompt_values),
+        prompt=prompt,
         options=options,
         delimiter=section.target_delimiter,
         answers=tuple(_which(one, options, option_labels, where) for one in right_answers),
@@ -274,5 +326,7 @@ def _hub_rows(section: MultipleChoiceSection) -> Iterator[Mapping[str, Any]]:
             hub.dataset, hub.name, split=hub.split, revision=hub.revision, streaming=True
         )
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise EvaluationError(f"{hub.dataset}: cannot be read from the hub ({first}).") from error
+        raise EvaluationError(
+            f"{hub.dataset}: cannot be read from the hub ({first_line(error)}); give the name of "
+            "a dataset that this machine can read, or `files`."
+        ) from error

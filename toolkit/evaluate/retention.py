@@ -30,19 +30,22 @@ from toolkit.stage import hash_json
 LOSS, DIVERGENCE = "retention", "retention KL"
 """Names of the two sets."""
 
-NO_TEMPLATE = "the model has no chat template: prompts are plain text"
 
-
-def split_prompts(split: SplitName, count: int, files: Sequence[str] = ()) -> list[RetentionPrompt]:
+def split_prompts(evaluate: EvaluateSection, split: SplitName) -> list[RetentionPrompt]:
     """The first prompts of one split, of all kinds in turn: ours, or those of files.
 
-    >>> [prompt.text for prompt in split_prompts("validation", 2)]
+    >>> [prompt.text for prompt in split_prompts(EvaluateSection(), "validation")[:2]]
     ['Why is the sky blue?', 'Explain gravity to a child.']
-    >>> [prompt.text for prompt in split_prompts("test", 1)]
+    >>> [prompt.text for prompt in split_prompts(EvaluateSection(), "test")[:1]]
     ['What is the capital of Portugal?']
     """
-    all_prompts = read_prompt_files(files, split) if files else retention_prompts(split)
-    return all_prompts[:count]
+    section = evaluate.retention
+    all_prompts = (
+        read_prompt_files(evaluate, "retention", split)
+        if section.files
+        else retention_prompts(split)
+    )
+    return all_prompts[: section.num_prompts]
 
 
 @torch.inference_mode()
@@ -142,7 +145,7 @@ def retention_sets(
                 item_hashes=[hash_json(prompt.text) for prompt in prompts],
                 score_together=together,
                 tolerance=tolerance,
-                note="" if answers.templated else NO_TEMPLATE,
+                note=answers.note,
                 sequences=[
                     ([*prompt, *answer], len(answer))
                     for prompt, answer in zip(answers.prompts, answers.answers, strict=True)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from toolkit.evaluate.config import EvaluationRole
+from toolkit.stage import hash_json
 from toolkit.statistics.ratios import group_sums
 from toolkit.statistics.set_changes import (
     BOUNDED_CHANGE,
@@ -80,6 +81,37 @@ class EvaluationSet:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def only(self, indices: Sequence[int]) -> EvaluationSet:
+        """A set of some of the items, in this order."""
+        # Asked for by places in the whole set, as the set's own functions know no part of it.
+        score_all = self.score_together
+
+        def score(model: Any, chosen: Sequence[int]) -> list[float]:
+            return self.score(model, [indices[index] for index in chosen])
+
+        def score_together(model: Any, chosen: Sequence[int]) -> Mapping[str, list[float]]:
+            assert score_all is not None  # noqa: S101  (given only where it is there)
+            return score_all(model, [indices[index] for index in chosen])
+
+        # Whatever is a sequence has an entry for each item, or none: a field that is added is cut
+        # without being named here.
+        values_by_field = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if str(field.type).startswith("Sequence[")
+        }
+        changes: dict[str, Any] = {
+            name: [values[index] for index in indices] if values else values
+            for name, values in values_by_field.items()
+        }
+        return replace(
+            self,
+            **changes,
+            content_hash=hash_json([self.content_hash, list(indices)]),
+            score=score,
+            score_together=score_together if score_all is not None else None,
+        )
+
     @property
     def num_groups(self) -> int:
         return len(set(self.groups))
@@ -111,7 +143,9 @@ class EvaluationSet:
         item_groups = [self.groups[place] for place in item_indices]
         added_tails: tuple[float, ...] = ()
         answer_counts: tuple[tuple[int, int], ...] = ()
+        limits = (-math.inf, math.inf)
         if self.is_bounded:
+            limits = (0.0 if are_levels else -self.scale, self.scale)
             # Losses between 0 and 1 could all have been the worst in items not drawn: bounds allow
             # for a few such.
             added_tails = BOUNDED_LEVEL if are_levels else BOUNDED_CHANGE
@@ -122,7 +156,8 @@ class EvaluationSet:
             if alone and is_counted and not are_levels:
                 answer_counts = tuple(count_answers(row) for row in value_columns)
         tops = self.scale * group_sums(value_columns, item_groups)
-        return SetChanges(tops, group_sums(sizes, item_groups), weight, added_tails, answer_counts)
+        bottoms = group_sums(sizes, item_groups)
+        return SetChanges(tops, bottoms, weight, added_tails, answer_counts, limits)
 
     def figure(self, losses: ArrayLike, rows: Sequence[int] | None = None) -> float:
         """The set's figure from the losses of the items at `rows` (all of them by default).

@@ -24,7 +24,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 
 from toolkit.data.config import SplitName
-from toolkit.errors import EvaluationError, sentence_end
+from toolkit.errors import EvaluationError, sentence_end, warn
 from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection, TaskSection
 from toolkit.evaluate.lm_eval_model import RequestEncoder, SharedPromptLM, gather_prompts
 from toolkit.evaluate.question_task import QUESTION_UNITS, QuestionTask
@@ -87,6 +87,11 @@ class ScoredTask:
     def __init__(self, name: str, task: Task, num_fewshot: int | None = None) -> None:
         self.name = name
         self.task = task
+        if num_fewshot and task.get_config("num_fewshot") == 0:
+            warn(
+                f"{name}: says itself that its prompts have no examples, and keeps to it; "
+                f"the {num_fewshot} asked for have no effect."
+            )
         with _quiet(), _seeded_generators():
             # As lm-eval's own evaluator: a task that says 0 keeps it, and one that says nothing
             # gets 0.

@@ -15,6 +15,7 @@ import torch
 from toolkit.checkpoint.forward import log_probabilities_alone, without_cache
 from toolkit.checkpoint.probe_documents import probe_documents
 from toolkit.generate.logits import check_logits, temper_logits
+from toolkit.library_errors import is_out_of_memory
 
 TokenChoice = Callable[[torch.Tensor, Sequence[int], int], torch.Tensor]
 """The next tokens, `[B]`, given logits `[B, V]`, the number of the prompt of each row, and how many
@@ -131,7 +132,10 @@ def _answers_together(model: Any) -> bool:
                 _shortfall(model, prompt, answer) <= (1e-3 if is_exact else 0.25)
                 for prompt, answer in zip(prompts, answers, strict=True)
             )
-        except Exception:  # whatever an architecture's own code raises
+        except Exception as error:  # whatever an architecture's own code raises
+            # Says nothing of the architecture: another time there may be room.
+            if is_out_of_memory(error):
+                return False
             _TOGETHER[model] = False
     return _TOGETHER[model]
 

@@ -23,7 +23,7 @@ from toolkit.checkpoint.models import Models, Source
 from toolkit.checkpoint.read import Checkpoint, has_array, is_float
 from toolkit.merge.compute import ComputeSettings, Destination, NonFiniteError, run_task
 from toolkit.merge.kernels import compiled
-from toolkit.merge.kernels.rows import Rows, as_float32, as_row
+from toolkit.merge.kernels.rows import Rows, as_float32, as_row, read_entries
 from toolkit.merge.methods.lines import depth_scale
 from toolkit.merge.plan import MergePlan
 from toolkit.merge.task import TensorTask
@@ -70,11 +70,13 @@ class AchievedFractions:
         whole: by tuned model, over all tensors.
         layers: the same by layer; tensors outside the layers stand under None.
         is_sampled: whether a sixteenth of the entries stands for all.
+        step: name of the intermediate merge that they are of; empty for a merge by itself.
     """
 
     whole: FractionsByModel
     layers: Mapping[int | None, FractionsByModel]
     is_sampled: bool
+    step: str = ""
 
     def rows(self) -> Iterator[tuple[str, str, Fractions]]:
         """Where, of which model, and how much: over all tensors, then layer by layer."""
@@ -90,6 +92,7 @@ class AchievedFractions:
         what to do."""
         lost = dict(self.lost())
         about = "about " if self.is_sampled else ""
+        step_text = f"{self.step}: " if self.step else ""
         lines = []
         for model, fractions in self.whole.items():
             if fractions.stored is None:
@@ -97,7 +100,7 @@ class AchievedFractions:
             meant = [("asked", fractions.asked), ("in float32", fractions.computed)]
             words = [f"{word} {value:.4g}" for word, value in meant if value is not None]
             words.append(f"stored {about}{fractions.stored:.4f}")
-            line = f"{model}: {', '.join(words)} of its change"
+            line = f"{step_text}{model}: {', '.join(words)} of its change"
             lines.append(f"{line}; {_ADVICE}" if model in lost else line)
         return lines
 
@@ -156,6 +159,15 @@ class _Sums:
         return [float(f) if known else None for f, known in zip(found, has_changed, strict=True)]
 
 
+@dataclass(frozen=True)
+class _BlockProducts:
+    """Inner products over one block: `changes` and `along` as in `_Sums`, up to entry `stop`."""
+
+    changes: NDArray[np.float64]
+    along: NDArray[np.float64]
+    stop: int
+
+
 class AchievedSums:
     """Collects inner products while a merge is made; blocks may come from any thread.
 
@@ -169,8 +181,7 @@ class AchievedSums:
     def __init__(self, plan: MergePlan, models: Models, *, sampled: bool) -> None:
         self._method, self._models, self._is_sampled = plan.method, models, sampled
         self._tasks = {task.name: task for task in plan.tasks if _is_compared(task, models)}
-        self._blocks: dict[tuple[str, str, int], tuple[NDArray[np.float64], NDArray[np.float64]]]
-        self._blocks = {}
+        self._blocks: dict[tuple[str, str, int], _BlockProducts] = {}
         self._lock = threading.Lock()
 
     def add(self, task: TensorTask, start: int, data: memoryview, dtype: str, what: str) -> None:
@@ -187,16 +198,20 @@ class AchievedSums:
             return
         merged = np.frombuffer(data, _NUMPY[dtype])
         base, tuned = task.leader, tuned_of(task)
-        arrays = [self._models.array(source) for source in (*tuned, base)]
-        blocks = [array[start : start + merged.size] for array in arrays if array is not None]
+        checkpoints = ((self._models.checkpoint(s.model), s.tensor) for s in (*tuned, base))
+        arrays = [read_entries(checkpoint, tensor) for checkpoint, tensor in checkpoints]
+        blocks = [array[start : start + merged.size] for array in arrays]
         parts = [self._sample(block) for block in (*blocks, merged)]
         # The kernel takes rows of one type: bits of bfloat16 where all are, else float32.
         if not all(part.dtype == np.uint16 for part in parts):
             parts = [as_float32(part) for part in parts]
         rows = tuple(map(as_row, parts))
         changes, along = _products(rows)
+        # A block of which a part was looked at counts as all of it, beside small ones read whole.
+        share = merged.size / max(parts[0].size, 1)
         with self._lock:
-            self._blocks[what, task.name, start] = changes, along
+            products = _BlockProducts(changes * share, along * share, start + merged.size)
+            self._blocks[what, task.name, start] = products
 
     def _sample(self, block: NDArray[np.generic]) -> NDArray[np.generic]:
         num_runs = block.size // _STRIDE
@@ -209,13 +224,18 @@ class AchievedSums:
         models = tuple(dict.fromkeys(s.model for t in self._tasks.values() for s in tuned_of(t)))
         by_layer: dict[int | None, _Sums] = {}
         by_tensor: dict[tuple[str, str], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        ends: dict[tuple[str, str], int] = {}
         # In one order, whichever thread was first: sums of floats depend on it.
-        for key in sorted(self._blocks):
-            (what, name, _), (changes, along) = key, self._blocks[key]
-            first = by_tensor.setdefault((what, name), (changes, along))
-            # Else it is the tensor's first block, which `setdefault` has just put there.
-            if first[0] is not changes:
-                by_tensor[what, name] = first[0] + changes, first[1] + along
+        for (what, name, start), block_products in sorted(self._blocks.items(), key=lambda b: b[0]):
+            changes, along = block_products.changes, block_products.along
+            if (what, name) not in by_tensor:
+                by_tensor[what, name] = changes, along
+            elif start >= ends[what, name]:
+                summed_changes, summed_along = by_tensor[what, name]
+                by_tensor[what, name] = summed_changes + changes, summed_along + along
+            else:
+                continue  # of a kernel that failed; the definition then wrote all of it, and anew
+            ends[what, name] = block_products.stop
         for (what, name), (changes, along) in by_tensor.items():
             task = self._tasks[name]
             places = [models.index(source.model) for source in tuned_of(task)]

@@ -102,11 +102,13 @@ class Joined:
         # Three things may be missing without harm: a buffer, a tied head, and a head that repeats a
         # tied embedding. All else would be a tensor passed over without a word.
         names_by_piece = list(zip(self.everyone, own, strict=True))
-        owner_piece = next((piece for piece, own_names in names_by_piece if key in own_names), None)
-        if owner_piece is None:
+        owners = [(piece, names[key]) for piece, names in names_by_piece if key in names]
+        if not owners:
             named = ", ".join(piece.model for piece in self.everyone)
             raise MergeError(f"{name}: none of {named} has it; models must share an architecture.")
-        shape = self.view(owner_piece.model).shapes[name]
+        owner_piece, owner_name = owners[0]
+        # In a slice, each model calls it by the number of its own layer.
+        shape = self.view(owner_piece.model).shapes[owner_name]
         lacking_pieces = [piece for piece, own_names in names_by_piece if key not in own_names]
         if not lacking_pieces:
             return True
@@ -116,8 +118,9 @@ class Joined:
         for piece in lacking_pieces:
             if self.view(piece.model).tied_name(name, shape) is None:
                 raise MergeError(
-                    f"{name}: {owner_piece.model} has it and {piece.model} has not"
-                    f"{self._nearest(name, owner_piece, piece)}; models must share an architecture."
+                    f"{owner_name}: {owner_piece.model} has it and {piece.model} has not"
+                    f"{self._nearest(owner_name, owner_piece, piece)}; models must share an "
+                    "architecture."
                 )
         if all(self.view(piece.model).is_tied for piece in self.everyone):
             return False  # what one of them stores besides is the embedding once more

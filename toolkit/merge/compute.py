@@ -19,12 +19,12 @@ from toolkit.errors import MergeError
 from toolkit.merge.kernels.compiled import KernelError
 from toolkit.merge.kernels.fast import Kernel, find_kernel, forgo_kernel
 from toolkit.merge.kernels.job import Job, JobMemory
-from toolkit.merge.kernels.rows import RowReader
+from toolkit.merge.kernels.rows import RowReader, read_entries
 from toolkit.merge.kernels.sizes import NON_FINITE
 from toolkit.merge.kernels.workers import WorkerThreads
 from toolkit.merge.registry import Method, ParameterValues
 from toolkit.merge.rounding import StochasticRounding, TensorRounding
-from toolkit.merge.task import TensorTask
+from toolkit.merge.task import TensorTask, name_in_step
 from toolkit.merge.torch_engine import merge_by_definition
 
 if TYPE_CHECKING:
@@ -38,6 +38,16 @@ _OUT: dict[str, type[np.generic]] = {"BF16": np.uint16, "F16": np.float16, "F32"
 
 class NonFiniteError(Exception):
     """An input holds NaN or infinity; which one is the caller's to find out and to say."""
+
+
+def blame_input(task: TensorTask, models: Models) -> str:
+    """Which input of a tensor is not finite: kernels only tell that one is."""
+    for source in task.inputs:
+        # As float32, which merging computes in: float64 may hold more.
+        if not is_finite(models.read(source).float()):
+            file = models.checkpoint(source.model).damaged_file(source.tensor)
+            return f"{source.tensor}: holds NaN or infinity in {file}; the model is damaged."
+    return f"{task.name}: an input holds NaN or infinity; a model is damaged."
 
 
 def _overflowed(task: TensorTask, dtype: str) -> MergeError:
@@ -90,6 +100,8 @@ class ComputeSettings:
         refuse_overflow: refuse results that do not fit into the type written where the inputs are
             finite, in place of infinities.
         rounding: how float32 becomes a 16-bit type; None rounds to the nearest.
+        step: name of an intermediate merge, whose random methods draw for themselves: with the same
+            draws in every step, what one dropped all others would drop.
     """
 
     seed: int
@@ -98,6 +110,7 @@ class ComputeSettings:
     allow_non_finite: bool = False
     refuse_overflow: bool = False
     rounding: StochasticRounding | None = None
+    step: str = ""
 
     def rounding_of(self, task: TensorTask, dtype: str) -> TensorRounding | None:
         """The rounding of a tensor written in a type; None where it is to the nearest."""
@@ -145,11 +158,10 @@ def run_task(
     kernel = find_kernel(method.name, task.parameters, task.shape)
     # Another thread may have given the kernel up since `engine_of` looked, so both are asked.
     if engine == "kernel" and kernel is not None and task.size and not settings.allow_non_finite:
-        rows = RowReader([models.array(source) for source in task.inputs])
+        rows = RowReader([read_entries(models.checkpoint(s.model), s.tensor) for s in task.inputs])
         kept = {} if memory is None else memory
-        job = Job(
-            rows, task.shape, task.parameters, settings.workers, kept, settings.seed, task.name
-        )
+        name = name_in_step(settings.step, task.name)
+        job = Job(rows, task.shape, task.parameters, settings.workers, kept, settings.seed, name)
         try:
             rounding = settings.rounding_of(task, destination.dtype)
             _run_kernel(kernel, job, destination, settings.refuse_overflow, rounding)
@@ -200,6 +212,7 @@ def _run_definition(
         base,
         put_finite,
         seed=settings.seed,
+        step=settings.step,
         # Stochastic rounding does the one cast itself, from float32.
         dtype=dtype if rounding is None else torch.float32,
         device=settings.device,

@@ -23,14 +23,11 @@ from typing_extensions import Self
 from toolkit.errors import ConfigError, warn
 from toolkit.limits import limit, raise_hint
 from toolkit.load_yaml import load_yaml
+from toolkit.merge.registry import LARGEST, OVERSIZE
 from toolkit.section import PositiveInt, Section, check_section
 
 Settings = dict[str, object]
 """Parameter name to setting: a scalar, a gradient (list over depth), or filtered settings."""
-
-
-_LARGEST = 1e30
-"""Of a number: weights whose sum is beyond float32 would make a merge of zeros, without a word."""
 
 
 def _check_settings(value: object) -> object:
@@ -46,8 +43,8 @@ def _fault_of_setting(setting: object) -> str | None:
     # YAML has words for NaN and infinity: .nan and .inf.
     if isinstance(setting, float) and not math.isfinite(setting):
         return "must be a finite number"
-    if isinstance(setting, (int, float)) and abs(setting) > _LARGEST:
-        return f"must be at most {_LARGEST:g} in size: sums of it would leave float32"
+    if isinstance(setting, (int, float)) and abs(setting) > LARGEST:
+        return OVERSIZE
     # Text too: YAML 1.1 reads 1e-3 (no dot) as text, and the method's parameter converts it.
     if isinstance(setting, (bool, int, float, str)):
         return None

@@ -11,6 +11,7 @@ import yaml
 from toolkit.checkpoint.model_values import read_model_values
 from toolkit.checkpoint.models import Models, Shapes, Source
 from toolkit.checkpoint.open import open_checkpoint
+from toolkit.checkpoint.references import parse_reference
 from toolkit.errors import MergeError, did_you_mean
 from toolkit.load_yaml import JsonObject
 from toolkit.merge.config import MergeConfig
@@ -78,7 +79,7 @@ def _run_theirs(
         quiet=True, random_seed=seed, out_shard_size=shard_bytes, write_model_card=False
     )
     try:
-        theirs = MergeConfiguration.model_validate(_with_folders(plain_config, config, models))
+        theirs = MergeConfiguration.model_validate(replace_names(plain_config, config, models))
         run_merge(theirs, str(work), merge_options)
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         raise MergeError(
@@ -103,23 +104,28 @@ def _describe_written(config: MergeConfig, shapes: Shapes) -> MergePlan:
     return MergePlan(_method(config.merge_method), tasks, {})
 
 
-def _with_folders(node: Any, config: MergeConfig, models: Models) -> Any:
+def replace_names(node: Any, config: MergeConfig, models: Models) -> Any:
     """The configuration with every model by its folder: names may be ours alone."""
-    folders_by_name = {
-        name: str(models.checkpoint(name).folder)
-        for name in config.model_names()
-        if "+" not in name
-    }
+    folders_by_name: dict[str, str] = {}
+    for name in config.model_names():
+        reference = parse_reference(name)
+        adapter = reference.adapter
+        model_name = name if adapter is None else name[: name.rindex(f"+{adapter.path}")]
+        folders_by_name[name] = str(models.checkpoint(model_name).folder) + name[len(model_name) :]
 
-    def fill(value: Any, key: str) -> Any:
+    def fill(value: Any, key: str, above: str) -> Any:
         if isinstance(value, dict):
-            return {name: fill(item, name) for name, item in value.items()}
+            return {name: fill(item, name, key) for name, item in value.items()}
         if isinstance(value, list):
-            return [fill(item, key) for item in value]
-        is_model = key in {"model", "base_model", "tokenizer_source"}
+            return [fill(item, key, above) for item in value]
+        # Of a whole vocabulary, `base` and `union` are words, whatever a model is called.
+        is_vocabulary = key == "tokenizer_source" or (above, key) == ("tokenizer", "source")
+        if is_vocabulary and value in ("base", "union"):
+            return value
+        is_model = key in {"model", "base_model", "tokenizer_source", "source"}
         return folders_by_name.get(value, value) if is_model else value
 
-    return fill(node, "")
+    return fill(node, "", "")
 
 
 def _their_method(name: str) -> Any:

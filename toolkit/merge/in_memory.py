@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -22,7 +21,13 @@ from toolkit.checkpoint.models import Models, Shapes, Source
 from toolkit.checkpoint.stored_names import StoredTensors, parameters_by_name
 from toolkit.checkpoint.write import dtype_name
 from toolkit.errors import MergeError
-from toolkit.merge.compute import ComputeSettings, Destination, run_task
+from toolkit.merge.compute import (
+    ComputeSettings,
+    Destination,
+    NonFiniteError,
+    blame_input,
+    run_task,
+)
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.kernels.job import JobMemory
 from toolkit.merge.kernels.workers import WorkerThreads
@@ -52,7 +57,8 @@ class LiveMerge:
         self._settings = ComputeSettings(seed, self._workers)
         self._memory: dict[tuple[tuple[Source, ...], Source | None], JobMemory] = {}
         self._shapes = {name: self._models.shapes(name) for name in models}
-        self._stored: WeakKeyDictionary[Any, StoredTensors] = WeakKeyDictionary()
+        # Of the last model alone: what is kept of one holds the whole model in memory.
+        self._stored: tuple[Any, StoredTensors] | None = None
 
     def shapes(self, name: str) -> Shapes:
         return self._shapes[name]
@@ -71,11 +77,11 @@ class LiveMerge:
             model: of the same architecture, on the CPU; its parameters are overwritten.
 
         Raises:
-            MergeError: the model lacks a tensor of the merge.
+            MergeError: the model lacks a tensor of the merge, or an input is damaged.
         """
         plan = with_thresholds(self.plan(config), self._models, self._workers)
         stored = StoredTensors(model, {task.name: task.shape for task in plan.tasks})
-        self._stored[model] = stored
+        self._stored = model, stored
         merge_targets = stored.targets
         # The model has its own of what is copied, and loads nothing of what it passes over.
         passed_over = {task.name for task in plan.tasks if task.is_copied} | {*stored.ignored}
@@ -99,7 +105,11 @@ class LiveMerge:
             # By sources alone: what is kept of a tensor serves every candidate that merges the same
             # ones.
             memory = self._memory.setdefault((task.sources, task.base), {})
-            run_task(plan.method, task, self._models, destination, settings, memory)
+            try:
+                run_task(plan.method, task, self._models, destination, settings, memory)
+            except NonFiniteError:
+                words = blame_input(task, self._models)
+                raise MergeError(f"{words} Get it again, or train it anew.") from None
 
         self._workers.tensors([flat.numel() for flat in flat_targets], merge)
         # What transformers holds in another form was written beside the model, and is converted
@@ -111,10 +121,10 @@ class LiveMerge:
         """Root of the summed squares between a loaded model and one of those held."""
         total_square = 0.0
         checkpoint = self._models.checkpoint(name)
-        if model not in self._stored:
-            self._stored[model] = StoredTensors(model, self._shapes[name])
-            self._stored[model].read()
-        stored_targets = self._stored[model].targets
+        if self._stored is None or self._stored[0] is not model:
+            self._stored = model, StoredTensors(model, self._shapes[name])
+            self._stored[1].read()
+        stored_targets = self._stored[1].targets
         for tensor in checkpoint.names:
             if tensor not in stored_targets:
                 continue  # not of the model

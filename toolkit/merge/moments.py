@@ -32,6 +32,10 @@ MomentKind = Literal["regmean", "fisher"]
 Sums = np.memmap[Any, np.dtype[np.float32]]
 """A tensor that lies in the file."""
 
+_TOKEN_CHARS, _SLACK_TOKENS = 8, 256
+"""Characters that are read for a token at first, and tokens beyond those that are wanted: where a
+text is cut off, its last tokens are others than they would be."""
+
 # The loss is that of the next token, which a single token does not have.
 _LEAST_TOKENS = 2
 
@@ -68,7 +72,7 @@ def write_moments(
 
     tokenizer = load_tokenizer(model_folder)
     # Before the model is loaded: a file without text is refused at once, and progress has a total.
-    windows = list(_cut_windows(tokenizer, _read_texts(texts), num_tokens, window_tokens))
+    windows = list(cut_windows(tokenizer, _read_texts(texts), num_tokens, window_tokens))
     if not windows:
         raise MergeError(f"{texts}: holds no text of {_LEAST_TOKENS} tokens; give another file.")
     model = load_causal_model(model_folder, torch.float32).eval()
@@ -103,12 +107,13 @@ def _read_texts(path: Path) -> Iterator[str]:
         raise MergeError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
 
 
-def _cut_windows(
+def cut_windows(
     tokenizer: Any, texts: Iterator[str], num_tokens: int, window_tokens: int
 ) -> Iterator[list[int]]:
+    """Windows of the first tokens of all texts; those of less than two tokens are left out."""
     left = num_tokens
     for text in texts:
-        tokens = list(tokenizer(text)["input_ids"])[:left]
+        tokens = _first_tokens(tokenizer, text, left)
         for first in range(0, len(tokens), window_tokens):
             window = tokens[first : first + window_tokens]
             if len(window) >= _LEAST_TOKENS:
@@ -116,6 +121,17 @@ def _cut_windows(
         left -= len(tokens)
         if left <= 0:
             return
+
+
+def _first_tokens(tokenizer: Any, text: str, count: int) -> list[int]:
+    """The first tokens of a text, of which no more is tokenized than they take."""
+    wanted = count + _SLACK_TOKENS
+    num_chars = wanted * _TOKEN_CHARS
+    while True:
+        tokens: list[int] = list(tokenizer(text[:num_chars])["input_ids"])
+        if num_chars >= len(text) or len(tokens) >= wanted:
+            return tokens[:count]
+        num_chars *= 2
 
 
 def _moment_shapes(model: Any, kind: MomentKind) -> dict[str, tuple[int, ...]]:
@@ -182,7 +198,9 @@ def _input_moments(model: Any, sums: Mapping[str, Sums]) -> Iterator[Callable[[T
         rows = given[0].reshape(-1, module.in_features)
         sums[names[id(module.weight)]] += (rows.T @ rows).numpy()
 
-    handles = [layer.register_forward_pre_hook(catch) for layer in _linear_layers(model)]
+    # What transformers holds in another form than files do has no statistics, and no name here.
+    layers = [layer for layer in _linear_layers(model) if names.get(id(layer.weight)) in sums]
+    handles = [layer.register_forward_pre_hook(catch) for layer in layers]
 
     @torch.no_grad()
     def read(window: Tensor) -> None:
@@ -223,11 +241,14 @@ def read_moments(kind: str, task: TensorTask) -> list[Tensor | None]:
         task: tensor, with the files of the models under `statistics`.
 
     Raises:
-        MergeError: a file cannot be read, is for another method, or lacks what others have.
+        MergeError: a file cannot be read, is for another method or model, or lacks what others
+            have.
     """
     files: Sequence[str] = task.parameters["statistics"]
+    # Of regmean a square of the layer's inputs, of fisher one an entry.
+    wanted_shape = task.shape if kind == "fisher" else task.shape[-1:] * 2
     moments = [
-        _read_moment(kind, Path(file), source.tensor)
+        _read_moment(kind, Path(file), source.tensor, wanted_shape)
         for file, source in zip(files, task.sources, strict=True)
     ]
     lacking = [file for file, moment in zip(files, moments, strict=True) if moment is None]
@@ -239,7 +260,7 @@ def read_moments(kind: str, task: TensorTask) -> list[Tensor | None]:
     return moments
 
 
-def _read_moment(kind: str, path: Path, tensor: str) -> Tensor | None:
+def _read_moment(kind: str, path: Path, tensor: str, shape: tuple[int, ...]) -> Tensor | None:
     from safetensors import safe_open
 
     try:
@@ -249,10 +270,16 @@ def _read_moment(kind: str, path: Path, tensor: str) -> Tensor | None:
                     f"{path}: holds statistics for {written_for}, and the merge is {kind}; write "
                     f"them with toolkit merge statistics --kind {kind}."
                 )
-            return file.get_tensor(tensor) if tensor in file.keys() else None  # noqa: SIM118
+            found = file.get_tensor(tensor) if tensor in file.keys() else None  # noqa: SIM118
     except MergeError:
         raise
     except Exception as error:  # absent, or damaged in one of the ways that safetensors finds
         raise MergeError(
             f"statistics: {path}: cannot be read ({error}); write it with toolkit merge statistics."
         ) from error
+    if found is not None and tuple(found.shape) != shape:
+        raise MergeError(
+            f"{tensor}: its statistics in {path} are {list(found.shape)}, and must be "
+            f"{list(shape)}; they are of another model. Write them anew (toolkit merge statistics)."
+        )
+    return found

@@ -9,6 +9,8 @@ from typing import Any
 from toolkit.checkpoint.tensor_names import contains
 from toolkit.errors import ConfigError, did_you_mean, sentence_end
 from toolkit.merge.registry import (
+    LARGEST,
+    OVERSIZE,
     Method,
     Parameter,
     ParameterValues,
@@ -144,9 +146,11 @@ def _typed(parameter: Parameter, value: Any) -> Any:
     try:
         if parameter_type is float:
             # `float` takes true for 1.0, and reads "inf" and "nan" out of text.
-            if isinstance(value, bool) or not math.isfinite(float(value)):
+            if isinstance(value, bool) or not math.isfinite(number := float(value)):
                 raise ValueError
-            return float(value)
+            if abs(number) > LARGEST:  # of text, which the dialect itself does not read as a number
+                raise ConfigError(f"{parameter.name}: {OVERSIZE} (got {value!r}).")
+            return number
         if parameter_type is bool:
             if isinstance(value, str):  # a switch in quotes
                 return _SWITCHES[value.strip().lower()]
@@ -158,7 +162,7 @@ def _typed(parameter: Parameter, value: Any) -> Any:
             if int(value) != float(value):
                 raise ValueError
             return int(value)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         raise ConfigError(
             f"{parameter.name}: must be of type {parameter_type.__name__} (got {value!r})."
         ) from None

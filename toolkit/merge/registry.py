@@ -13,6 +13,11 @@ from toolkit.library_errors import missing_library
 if TYPE_CHECKING:
     from torch import Tensor
 
+LARGEST = 1e30
+"""Of a number: weights whose sum is beyond float32 would make a merge of zeros, without a word."""
+
+OVERSIZE = f"must be at most {LARGEST:g} in size: sums of it would leave float32"
+
 PerModel = Annotated[Sequence[float], "per model"]
 """A parameter with one value a tuned model, in file order (the base model has none)."""
 

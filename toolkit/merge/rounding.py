@@ -24,6 +24,7 @@ from toolkit.checkpoint.read import TORCH_NAMES, is_float
 from toolkit.errors import warn
 from toolkit.merge.kernels import compiled
 from toolkit.merge.kernels.stream import draw_halves, stream_key
+from toolkit.merge.task import name_in_step
 
 ROUNDED = ("BF16", "F16")
 """Types that numbers are rounded to at random, by the format's names."""
@@ -49,8 +50,7 @@ class StochasticRounding:
         """The rounding of one tensor; None for types that it has no effect on."""
         if dtype not in ROUNDED:
             return None
-        # NUL stands in no name, so that no step and tensor read as another pair.
-        key = stream_key(self.seed, f"{self.step}\0{name}" if self.step else name, _STREAM)
+        key = stream_key(self.seed, name_in_step(self.step, name), _STREAM)
         return TensorRounding(key, dtype)
 
 

@@ -54,3 +54,9 @@ class TensorTask:
     def size(self) -> int:
         """Entries of the merged tensor."""
         return math.prod(self.shape)
+
+
+def name_in_step(step: str, name: str) -> str:
+    """A tensor's name for its random streams: of an intermediate merge beside those of others."""
+    # NUL stands in no name, so that no step and tensor read as another pair.
+    return f"{step}\0{name}" if step else name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -13,16 +13,16 @@ import yaml
 from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
-from toolkit.errors import MergeError, warn
+from toolkit.errors import MergeError, note, warn
 from toolkit.load_yaml import JsonObject, JsonView
 from toolkit.merge.achieved import AchievedFractions, AchievedSums, measure_achieved
 from toolkit.merge.compute import (
     ComputeSettings,
     Destination,
     NonFiniteError,
+    blame_input,
     check_device,
     engine_of,
-    is_finite,
     run_task,
 )
 from toolkit.merge.config import MergeConfig
@@ -67,7 +67,8 @@ def run_merge(
         truncate_embeddings: cut embeddings to the rows of the shortest; see `vocabulary`.
         device: where the torch definitions compute; on the CPU kernels take their place.
         num_threads: of the kernels; all cores by default. No result depends on it.
-        step: name of an intermediate merge, for draws of its own in stochastic rounding.
+        step: name of an intermediate merge, for draws of its own in random methods and stochastic
+            rounding.
         tell_achieved: told how much of each model's change was stored, from a sample of the
             entries.
         advance: told how many bytes are written.
@@ -85,11 +86,18 @@ def run_merge(
     if config.merge_method not in all_methods() and _is_mergekit_s(config.merge_method):
         from toolkit.merge.fallback import merge_by_mergekit
 
-        if config.rounding == "stochastic":
-            raise MergeError(
-                f"rounding: {config.merge_method} is merged by mergekit's own engine, which rounds "
-                "to the nearest; leave the key out."
-            )
+        for key, is_asked_for, what in (
+            ("rounding", config.rounding == "stochastic", "rounds to the nearest"),
+            ("--truncate-embeddings", truncate_embeddings, "would cut rows of the merge alone"),
+            ("--device", device != "cpu", "computes on the CPU here"),
+        ):
+            if is_asked_for:
+                raise MergeError(
+                    f"{key}: {config.merge_method} is merged by mergekit's own engine, which "
+                    f"{what}; leave it out."
+                )
+        if not allow_non_finite:
+            note(f"{config.merge_method}: mergekit's engine merges NaN and infinity as they are.")
         with appearing(out) as work:
             return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
     prepared = prepare_merge(config, models, truncate_embeddings=truncate_embeddings)
@@ -100,6 +108,7 @@ def run_merge(
         allow_non_finite,
         refuse_overflow=True,
         rounding=StochasticRounding(seed, step) if config.rounding == "stochastic" else None,
+        step=step,
     )
     sums = None
     if tell_achieved is not None:
@@ -109,7 +118,7 @@ def run_merge(
         write_side_files(prepared, work)
     # After the folder has appeared: there are no figures of a merge that failed.
     if tell_achieved is not None and sums is not None and (achieved := sums.result()) is not None:
-        tell_achieved(achieved)
+        tell_achieved(replace(achieved, step=step))
     return prepared.plan
 
 
@@ -127,13 +136,13 @@ def achieved_by(
     Returns:
         None where nothing can be said, as of merges by mergekit's own engine.
     """
-    from toolkit.merge.vocab.vocabulary import plan_with_vocabulary
+    from toolkit.merge.vocab.vocabulary import plan_with_vocabulary, seen_as_merged
 
     if config.merge_method not in all_methods():
         return None
     models, workers = Models({**(folders or {}), _RESULT: out}), WorkerThreads()
     merged = models.checkpoint(_RESULT)
-    plan, models, _ = plan_with_vocabulary(config, models)
+    plan, models, _ = plan_with_vocabulary(config, seen_as_merged(config, models))
     plan = with_thresholds(plan, models, workers)
     return measure_achieved(plan, merged, models, ComputeSettings(seed, workers))
 
@@ -152,6 +161,7 @@ class PreparedMerge:
         dtypes: types written, by the tensor's name.
         model_values: config.json of the result.
         tokenizer: tokenizer.json of a united vocabulary, where one was made.
+        num_kept: ids from 0 on that still mean its owner's tokens; None where all do.
     """
 
     config: MergeConfig
@@ -160,6 +170,7 @@ class PreparedMerge:
     dtypes: Mapping[str, str]
     model_values: JsonObject
     tokenizer: JsonView | None
+    num_kept: int | None
 
 
 def prepare_merge(
@@ -172,25 +183,30 @@ def prepare_merge(
     # Whether a merge loads is judged beside the models as they are stored, with their own rows.
     models_on_disk = models
     united_tokenizer: JsonView | None = None
+    num_kept: int | None = None
     # Vocabularies are joined by what takes long to import, so only where one is asked for.
     if truncate_embeddings:
         from toolkit.merge.vocab import vocabulary as vocabularies
 
-        models = vocabularies.truncate_embeddings(config, models)
+        models, num_kept = vocabularies.truncate_embeddings(config, models)
+        vocabularies.refuse_cut_tokens(config, models_on_disk, num_kept)
     if tokenizer_source(config) is None:
         plan = plan_merge(config, models.shapes, models.config, models.file)
     else:
         from toolkit.merge.vocab.vocabulary import plan_with_vocabulary
 
         plan, models, vocabulary = plan_with_vocabulary(config, models)
-        united_tokenizer = vocabulary.tokenizer if vocabulary is not None else None
+        if vocabulary is not None:
+            united_tokenizer, num_kept = vocabulary.tokenizer, vocabulary.num_kept
     dtypes_by_name = {task.name: out_dtype(config, task, models) for task in plan.tasks}
     if config.rounding == "stochastic":
         warn_of_no_effect({dtypes_by_name[task.name] for task in plan.tasks if not task.is_copied})
     model_values = merged_config(config, plan, models, dtypes_by_name)
     shapes_by_name = {task.name: task.shape for task in plan.tasks}
     refuse_unloadable_merge(model_values, shapes_by_name, models_on_disk, config.model_names())
-    return PreparedMerge(config, plan, models, dtypes_by_name, model_values, united_tokenizer)
+    return PreparedMerge(
+        config, plan, models, dtypes_by_name, model_values, united_tokenizer, num_kept
+    )
 
 
 def _write_tensors(
@@ -267,7 +283,7 @@ def write_side_files(merge: PreparedMerge, work: Path) -> None:
     # reach the disk would wait for what others write, while the weights are left to the system.
     model_values = json.dumps(merge.model_values, indent=2) + "\n"
     (work / "config.json").write_text(model_values, encoding="utf-8")
-    write_tokenizer(merge.config, merge.models, work, merge.tokenizer)
+    write_tokenizer(merge.config, merge.models, work, merge.tokenizer, merge.num_kept)
     (work / "merge.yaml").write_text(to_yaml(merge.config), encoding="utf-8")
 
 
@@ -292,15 +308,10 @@ def _write_task(
         # The method knew the value alone; model and tensor are known here.
         raise MergeError(at_fault(error, task)) from error
     except NonFiniteError:
-        # Kernels only tell that an input is not finite; which one is worth a second look now.
-        for source in task.inputs:
-            if not is_finite(models.read(source)):
-                file = models.checkpoint(source.model).damaged_file(source.tensor)
-                raise MergeError(
-                    f"{source.tensor}: holds NaN or infinity in {file}; the model is damaged. "
-                    "To merge all the same, allow non-finite values (--allow-non-finite)."
-                ) from None
-        raise
+        raise MergeError(
+            f"{blame_input(task, models)} To merge all the same, allow non-finite values "
+            "(--allow-non-finite)."
+        ) from None
     # Pages of the mapped files count as memory in use until they are given back.
     for source in task.inputs:
         models.checkpoint(source.model).give_back(source.tensor)

@@ -24,7 +24,7 @@ from toolkit.errors import ConfigError, EvaluationError
 from toolkit.evaluate.cache import ScoreCache, candidate_hash
 from toolkit.evaluate.config import identity_of_evaluation
 from toolkit.evaluate.input_hashes import evaluation_inputs
-from toolkit.evaluate.load import load_sets, refuse_overlap
+from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.generate.chat_model import Speaker, load_speaker
 from toolkit.machine import dtype_of
@@ -201,6 +201,7 @@ def run_heal(inputs: HealInputs, stage: Stage, *, score_test_again: bool = False
         for split in ("validation", "test")
     )
     refuse_overlap(validation, test)
+    refuse_too_few(validation, test)
     ledger = TestLedger(
         stage.folder.with_name(LEDGER),
         hash_of_test(test),

@@ -18,6 +18,7 @@ from toolkit.errors import ToolkitError
 from toolkit.generate.answers import answer_rows
 from toolkit.generate.prompts import GENERAL_PROMPTS
 from toolkit.json_lines import iterate_rows
+from toolkit.library_errors import first_line
 from toolkit.merge.achieved import AchievedFractions
 from toolkit.merge.config import MergeConfig, parse_merge_config
 from toolkit.merge.to_disk import achieved_by, run_merge, to_yaml
@@ -202,8 +203,8 @@ def _ask_models(inputs: MergeInputs, work: Path) -> list[PromptAnswers]:
         rows = answer_rows(models, (*GENERAL_PROMPTS, *inputs.recipe.evaluate.prompts))
     except (ToolkitError, RuntimeError, ValueError, TypeError) as error:
         # They illustrate the figures, which are done: not worth losing a search for.
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        say(f"  the report has no answers side by side: {first}")
+        said = first_line(error, most=1000)
+        say(f"  the report has no answers side by side: {said}")
         return []
     write_json(path, rows)
     return _parse_answers(rows, path)

@@ -101,11 +101,8 @@ def ensure_conversations(
 
 def retention_texts(evaluate: EvaluateSection) -> list[str]:
     """Prompts of the retention set, of both splits: what resembles one is not written."""
-    retention = evaluate.retention
     return [
-        prompt.text
-        for split in ("validation", "test")
-        for prompt in split_prompts(split, retention.num_prompts, retention.files)
+        prompt.text for split in ("validation", "test") for prompt in split_prompts(evaluate, split)
     ]
 
 

@@ -162,7 +162,7 @@ def expect_prompts(
     wanted = evaluate.retention
     if wanted.num_prompts and wanted.loss_role == "general":
         try:
-            prompts = split_prompts("validation", wanted.num_prompts, wanted.files)
+            prompts = split_prompts(evaluate, "validation")
         except ToolkitError as error:
             unknown_sets.append(f"retention: {error}".rstrip("."))
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.data.config import DataSection, identity_of_data
 from toolkit.errors import CheckpointError, ConfigError
@@ -22,6 +22,9 @@ from toolkit.section import replace_values
 from toolkit.stage import Stage, content_hash, hash_folder, hash_json
 from toolkit.train.config import TrainSection, identity_of, watch_decides, without_effect
 from toolkit.train.schedule import anneal_rates, constant_steps, decay_weights, learning_rate
+
+if TYPE_CHECKING:
+    from toolkit.train.state import Continuation
 
 
 def data_stage(
@@ -190,21 +193,21 @@ def anneal_specialist(
     # The plain name is the one that `train.use: anneal` and later stages look for; branches from a
     # step that was asked for stand beside it.
     name = "cpt-anneal" if from_step is None else f"cpt-anneal-{from_step}"
-    anneal = section.anneal.model_dump(mode="json", exclude={"steps"})
-    config = {"train": identity_of(section), "from_step": step, "steps": num_steps, **anneal}
-    config |= watch_identity(section, run.recipe.evaluate)
+    config = {
+        "train": identity_of(section),
+        "from_step": step,
+        "steps": num_steps,
+        **section.anneal.model_dump(mode="json", exclude={"steps"}),
+        **watch_identity(section, run.recipe.evaluate),
+    }
     state_hash = hash_json(hash_folder(states / f"state-{step:08d}"))
     inputs = {"general": fingerprint(general), "data": content_hash(data), "state": state_hash}
     stage = run.stage(name, config, inputs, without_effect(section))
 
     def act() -> None:
         from toolkit.pipeline.training import train_stage
-        from toolkit.train.state import Continuation
 
         say(f"  {num_steps} steps from step {step}")
-        # Steps count from 0: a state after `step` steps was last trained at the rate of step - 1,
-        # and the descent begins there without a jump.
-        rate = learning_rate(step - 1, _planned_steps(data, section), section.schedule)
         # The end of the descent is what is wanted: no best state is chosen along it, and none is
         # kept.
         plain = {"use": "last", "keep_best": False, "keep_checkpoints": False}
@@ -215,17 +218,29 @@ def anneal_specialist(
             stage,
             general,
             data,
-            Continuation(
-                states,
-                step,
-                blocks=_blocks(data, section, step + num_steps, stage.seed),
-                rates=anneal_rates(step, num_steps, rate, section.anneal),
-                num_steps=step + num_steps,
-            ),
+            _descent(data, section, states, step, num_steps, stage.seed),
             conversations=own_conversations(run, general),
         )
 
     return run.ensure(stage, name, act)
+
+
+def _descent(
+    data: Path, section: TrainSection, states: Path, step: int, num_steps: int, seed: int
+) -> Continuation:
+    """So many steps from a state on, at rates that fall."""
+    from toolkit.train.state import Continuation
+
+    # Steps count from 0: a state after `step` steps was last trained at the rate of step - 1, and
+    # the descent begins there without a jump.
+    rate = learning_rate(step - 1, _planned_steps(data, section), section.schedule)
+    return Continuation(
+        states,
+        step,
+        blocks=_blocks(data, section, step + num_steps, seed),
+        rates=anneal_rates(step, num_steps, rate, section.anneal),
+        num_steps=step + num_steps,
+    )
 
 
 def _states(run: Run, general: Path, data: Path, from_step: int | None) -> Path:

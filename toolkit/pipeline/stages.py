@@ -10,7 +10,6 @@ merge ─► sft-data ─► sft        beside the other stages
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.errors import ConfigError
@@ -121,19 +120,10 @@ def merge_stage(run: Run, inputs: MergeInputs) -> Stage:
             **{inputs.hash_key(n): fingerprint(f) for n, f in inputs.specialists.items()},
             "data": content_hash(inputs.data),
             "merges": hash_json(texts),
-            **prompt_hashes(recipe.evaluate.retention.files),
             **{f"models/{name}": fingerprint(folder) for name, folder in inputs.others.items()},
             **evaluation_inputs(recipe.evaluate),
         },
     )
-
-
-def prompt_hashes(files: Sequence[str]) -> dict[str, str]:
-    """Hashes of prompts of the user's own: the stage is made again when they change."""
-    return {
-        f"prompts/{name}": hash_file(path) if (path := Path(name)).is_file() else "missing"
-        for name in files
-    }
 
 
 def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:

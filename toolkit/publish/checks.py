@@ -9,7 +9,7 @@ from pathlib import Path
 from toolkit.checkpoint.read import read_header
 from toolkit.errors import CheckpointError, ConfigError, PublishError, ToolkitError, sentence_end
 from toolkit.evaluate.config import BEHAVIOR_TITLES
-from toolkit.library_errors import computing
+from toolkit.library_errors import computing, first_line
 from toolkit.progress import say
 from toolkit.publish.bundle import bundle_files
 from toolkit.publish.config import Format
@@ -117,7 +117,7 @@ def _duties(subject: CheckedBundle) -> tuple[list[str], str]:
         if parent.role not in subject.agreements.licenses:
             faults.append(
                 f"the text of {known.id} is not at hand for {parent.name}; put it into its "
-                f"folder as LICENSE or name it in publish.{parent.role}.license_file"
+                f"folder as LICENSE or name it in {parent.recipe_key}.license_file"
             )
         if known.name_begins and not name_fits(subject.repository, known):
             faults.append(f"{known.id} asks for a name that begins with {known.name_begins!r}")
@@ -259,8 +259,7 @@ def run_checks(subject: CheckedBundle, accepted: Mapping[str, str]) -> list[Chec
             with computing(subject.folder, PublishError, "a library gives up on it", _ADVICE):
                 faults, note = check(subject)
         except (ToolkitError, OSError, ValueError, RuntimeError) as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            faults, note = [f"could not be made: {first_line}"], ""
+            faults, note = [f"could not be made: {first_line(error, most=1000)}"], ""
         accepted_reason = accepted.get(check_name) if faults else None
         findings.append(CheckResult(check_name, tuple(faults), note, accepted_reason))
     return findings

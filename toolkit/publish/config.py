@@ -68,6 +68,9 @@ class PublishSection(Section):
     specialist: ParentSection = ParentSection()
     """The specialist."""
 
+    parents: dict[str, ParentSection] = Field(default_factory=dict)
+    """Further parents, by their names in `specialists` and `models`."""
+
     sources: dict[str, PublishedSource] = Field(default_factory=dict)
     """By the names of `data.sources`."""
 

@@ -56,14 +56,14 @@ def find_agreements(
         own_texts = _texts(folders.get(parent.role), _LICENSE_NAMES)
         parent_license = find_license(parent.license)
         if license_file is not None:
-            own_texts = {"LICENSE": _read(license_file, f"publish.{parent.role}.license_file")}
+            own_texts = {"LICENSE": _read(license_file, f"{parent.recipe_key}.license_file")}
         elif not own_texts and parent_license is not None and parent_license.id == "apache-2.0":
             own_texts = {"LICENSE": apache_text()}
         # A policy of use goes with an agreement, and is none by itself.
         if any(not name.startswith("USE_POLICY") for name in own_texts):
             licensed_roles.add(parent.role)
         if notice_file is not None:
-            own_texts[_NOTICE_NAME] = _read(notice_file, f"publish.{parent.role}.notice_file")
+            own_texts[_NOTICE_NAME] = _read(notice_file, f"{parent.recipe_key}.notice_file")
         else:
             own_texts |= _texts(folders.get(parent.role), (_NOTICE_NAME,))
         for text_name, text_bytes in own_texts.items():

@@ -155,6 +155,12 @@ class Parent:
     origin: str = ""
     trained_from: str | None = None
 
+    @property
+    def recipe_key(self) -> str:
+        """Where a recipe says what others may know of it."""
+        is_main = self.role in {"general", "specialist"}
+        return f"publish.{self.role}" if is_main else f"publish.parents.{self.role}"
+
 
 def merged_license(parents: Sequence[Parent]) -> tuple[License | None, list[str]]:
     """The terms of a merge, and why it has none where its parents' do not go together.

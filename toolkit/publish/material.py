@@ -85,24 +85,28 @@ def find_parents(
     if recipe.specialist is not None:
         specialist = _finished_parent("specialist", recipe.specialist, own, repository, general)
     several = [
-        _finished_parent(name, section, ParentSection(), repository, general)
-        for name, section in recipe.specialists.items()
+        _finished_parent(
+            name, finished, section.parents.get(name, ParentSection()), repository, general
+        )
+        for name, finished in recipe.specialists.items()
     ]
-    return (
-        general,
-        *(several or [specialist]),
-        *(
-            Parent(
-                role=name,
-                name=model.name or model.hub or name,
-                revision=model.revision,
-                license=model.license,
-                is_published=(model.name or model.hub) is not None,
-                origin=_origin(model),
-            )
-            for name, model in recipe.models.items()
-            if name in others
-        ),
+    further = [
+        _further_parent(name, model, section.parents.get(name, ParentSection()))
+        for name, model in recipe.models.items()
+        if name in others
+    ]
+    return (general, *(several or [specialist]), *further)
+
+
+def _further_parent(role: str, model: ModelSection, own: ParentSection) -> Parent:
+    name = own.name or model.name or model.hub
+    return Parent(
+        role=role,
+        name=name or role,
+        revision=own.revision or model.revision,
+        license=own.license or model.license,
+        is_published=name is not None,
+        origin=_origin(model),
     )
 
 
@@ -147,8 +151,8 @@ def _origin(model: ModelSection) -> str:
 
 def parent_section(section: PublishSection, parent: Parent) -> ParentSection:
     """What the recipe says of a parent."""
-    known_sections = {"general": section.general, "specialist": section.specialist}
-    return known_sections.get(parent.role, ParentSection())
+    main_sections = {"general": section.general, "specialist": section.specialist}
+    return {**section.parents, **main_sections}.get(parent.role, ParentSection())
 
 
 def card_facts(

@@ -129,9 +129,11 @@ def public_recipe(
             source["files"] = [known.dataset]
     # Where workers met changes no merge, and its URL may hold a password.
     plain_recipe.get("search", {}).pop("storage", None)
-    for role in ("general", "specialist"):
+    published = plain_recipe.get("publish", {})
+    main_parents = (published.get(role, {}) for role in ("general", "specialist"))
+    for parent_values in (*main_parents, *published.get("parents", {}).values()):
         for file_key in ("license_file", "notice_file"):
-            plain_recipe.get("publish", {}).get(role, {}).pop(file_key, None)
+            parent_values.pop(file_key, None)
     return dict(plain_recipe)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from toolkit.errors import PublishError
 from toolkit.file_hashes import hash_open
+from toolkit.library_errors import first_line
 from toolkit.load_yaml import JsonView, parse_json
 from toolkit.progress import progress
 from toolkit.publish.bundle import RECORD, SUMS, parse_sums, read_sums
@@ -132,7 +133,7 @@ def _snapshot(repository: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PublishError(
-            f"{repository}: is neither a folder nor a repository that the hub gives ({first_line})."
+            f"{repository}: is neither a folder nor a repository that the hub gives "
+            f"({first_line(error)})."
         ) from error

@@ -291,6 +291,14 @@ def _nothing_to_monitor(prefix: str, data: DataSection, train: TrainSection) -> 
 
 
 def _models(recipe: Recipe) -> Iterator[Fault]:
+    names = [*recipe.specialists, *recipe.models]
+    for name in recipe.publish.parents:
+        if name not in names:
+            yield Fault(
+                f"publish.parents.{name}",
+                f"there is no such specialist or model{sentence_end(name, names)} Names: "
+                f"{', '.join(names) or 'none; general and specialist have keys of their own'}",
+            )
     yield from recipe.search.find_faults(
         recipe.models,
         list(recipe.specialists),

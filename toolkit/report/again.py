@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -70,9 +71,24 @@ def _portable(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [_portable(item) for item in value]
     # Of a path the last part says which file it was; the folders above it name people and machines.
-    if isinstance(value, str) and Path(value).is_absolute():
+    if isinstance(value, str) and _is_place(value):
         return Path(value).name
     return value
+
+
+def _is_place(text: str) -> bool:
+    """Whether a text is an absolute path: one below a folder that is there, or one of several parts
+    in one word. A prompt may begin with a slash too.
+
+    >>> [_is_place(text) for text in ("/no_think Be brief.", "/no_think", "/", "/mnt/x/news.jsonl")]
+    [False, False, False, True]
+    """
+    parts = Path(text).parts
+    if not Path(text).is_absolute() or len(parts) < 2 or "\n" in text:
+        return False
+    # Not Path.exists, which raises where a text is too long to be a name.
+    is_there = os.path.exists(parts[0] + parts[1])  # noqa: PTH110
+    return is_there or (len(parts) > 2 and not any(map(str.isspace, text)))
 
 
 def again_section(again: Again | None, merge_yaml: str) -> PageSection:

@@ -118,6 +118,8 @@ class Axis:
         if self.logarithmic:
             # What is zero or below has no logarithm, and stands at the low end.
             low, high, at = math.log(low), math.log(high), math.log(max(value, self.low))
+        if high <= low:  # a single number has no way to be on
+            return 50.0
         return 100.0 * (at - low) / (high - low)
 
     def ticks(self) -> list[tuple[float, str]]:

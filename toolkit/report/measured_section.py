@@ -151,7 +151,7 @@ def _change_chart(results: MergeResults, role: FigureRole) -> str:
         (column.title, column.figures.change(role)) for column in model_columns(results)[-2:]
     ]
     interval_ends = [end for _, change in shown_changes for end in (change.low, change.high)]
-    limit = results.tolerance if role == "general" else 0.0
+    limit = results.general_tolerance if role == "general" else 0.0
     title = f"{role}: change in {results.unit_of(role)} (left is better)"
     words = "; ".join(f"{model} {change.words(sign='+')}" for model, change in shown_changes)
     plot = Plot(

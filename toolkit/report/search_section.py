@@ -17,8 +17,9 @@ def front_section(results: MergeResults) -> PageSection:
     """Domain against general, a mark a candidate; general sets in other units by themselves."""
     heights = {row.name: row.general for row in results.candidates}
     start = heights.get("general")
-    limit = None if start is None else start + results.tolerance
-    limit_words = f"general model + {results.tolerance:g} tolerated"
+    tolerance = results.general_tolerance
+    limit = None if start is None or tolerance is None else start + tolerance
+    limit_words = f"general model + {tolerance:g} tolerated" if tolerance is not None else ""
     title = _title(results, "general", "down")
     charts = [_front_plot(results, heights, title, limit, limit_words, results.front)]
     in_the_mean = results.sets_of("general")
@@ -118,7 +119,9 @@ def sweep_section(results: MergeResults) -> PageSection:
     general_points = [(point.alpha, point.general) for point in sweep_points]
     charts = [
         _sweep_plot(domain_points, f"domain, {results.unit_of('domain')}", None),
-        _sweep_plot(general_points, f"general, {results.unit_of('general')}", results.tolerance),
+        _sweep_plot(
+            general_points, f"general, {results.unit_of('general')}", results.general_tolerance
+        ),
     ]
     for entry in results.sets:  # general sets in units of their own
         set_points = [(p.alpha, p.sets[entry.name]) for p in sweep_points if entry.name in p.sets]

@@ -38,19 +38,25 @@ class TrainingRow(BaseModel):
 def training_section(rows: Sequence[TrainingRow]) -> PageSection:
     """Charts of the rows of `metrics.jsonl`."""
     tokens = _tokens_after(rows)
+    # Where no row says how many tokens it trained on, what is left is how far it came in steps.
+    along = "tokens"
+    if not any(tokens.values()):
+        tokens, along = {row.step: float(row.step) for row in rows}, "steps"
     # Rows of looks have no loss of training, and a loss that is no number is not drawn.
     steps = [(row, loss) for row in rows for loss in finite([row.loss])]
     if len(steps) < 2:
         return PageSection("training", "Training", "")
     loss_points = thin([tokens[row.step] for row, _ in steps], [loss for _, loss in steps])
-    charts = [_line_chart("loss, nats a token", loss_points, "training loss", smooth=True)]
+    charts = [_line_chart("loss, nats a token", loss_points, "training loss", along, smooth=True)]
     rate_points = [
         (tokens[row.step], row.learning_rate) for row, _ in steps if row.learning_rate is not None
     ]
     if len(rate_points) > 1:
         rate_curve = thin([x for x, _ in rate_points], [rate for _, rate in rate_points])
-        charts.append(_line_chart("learning rate", rate_curve, "learning rate", "s0"))
-    looks = [chart for role in ROLES if (chart := _look_chart(rows, tokens, role)) is not None]
+        charts.append(_line_chart("learning rate", rate_curve, "learning rate", along, "s0"))
+    looks = [
+        chart for role in ROLES if (chart := _look_chart(rows, tokens, along, role)) is not None
+    ]
     body = panels(*charts, *looks)
     if looks:
         body += paragraph(
@@ -96,13 +102,14 @@ def _line_chart(
     title: str,
     points: Sequence[tuple[float, float]],
     label: str,
+    along: str,
     series: str = "s1",
     *,
     smooth: bool = False,
 ) -> str:
     xs, ys = [x for x, _ in points], [y for _, y in points]
     plot = Plot(
-        Axis(0.0, max(xs), "tokens trained on"),
+        Axis(0.0, max(xs), f"{along} trained on"),
         Axis.around(ys, title),
         f"{label}: from {ys[0]:.3g} to {ys[-1]:.3g}",
         height=200,
@@ -112,19 +119,19 @@ def _line_chart(
     if smooth:  # single steps are noisy: what they come to is read from their neighbors
         plot.line(xs, running_means(ys, max(1, len(ys) // 20)), series)
     for x, y in points:
-        plot.target(x, y, f"{x:,.0f} tokens\n{label} {y:.4g}")
+        plot.target(x, y, f"{x:,.0f} {along}\n{label} {y:.4g}")
     return plot.html()
 
 
 def _look_chart(
-    rows: Sequence[TrainingRow], tokens: Mapping[int, float], role: FigureRole
+    rows: Sequence[TrainingRow], tokens: Mapping[int, float], along: str, role: FigureRole
 ) -> str | None:
     points = [(tokens[row.step], figure) for row in rows for figure in finite([row.look(role)])]
     if len(points) < 2:
         return None
     first_figure = points[0][1]
     plot = Plot(
-        Axis(0.0, max(tokens.values()), "tokens trained on"),
+        Axis(0.0, max(tokens.values()), f"{along} trained on"),
         Axis.around([y for _, y in points], f"{role}, bits per byte (down is better)"),
         f"{role} bits per byte while training: from {first_figure:.4f} to {points[-1][1]:.4f}",
         height=200,
@@ -134,5 +141,5 @@ def _look_chart(
     plot.rule(first_figure, "at the start")
     plot.line([x for x, _ in points], [y for _, y in points], series)
     for x, y in points:
-        plot.mark(x, y, series, tip=f"{x:,.0f} tokens\n{role} {y:.4f}\n{y - first_figure:+.4f}")
+        plot.mark(x, y, series, tip=f"{x:,.0f} {along}\n{role} {y:.4f}\n{y - first_figure:+.4f}")
     return plot.html()

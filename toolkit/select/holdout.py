@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.stage import hash_json
 from toolkit.statistics.sampled_differences import MIN_GROUPS
 from toolkit.statistics.seeds import named_seed
 
@@ -46,7 +44,8 @@ def divide(sets: Sequence[EvaluationSet], fraction: float, seed: int) -> Parts:
         group_names = sorted(
             set(items.groups), key=lambda name: (named_seed(seed, "confirm", name), name)
         )
-        num_aside = round(fraction * len(group_names))
+        # A set that is only watched may be small: whatever is set aside, something is left.
+        num_aside = min(round(fraction * len(group_names)), len(group_names) - 1)
         groups_aside = set(group_names[:num_aside])
         if items.role != "watch" and min(num_aside, len(group_names) - num_aside) < MIN_GROUPS:
             note = (
@@ -58,33 +57,8 @@ def divide(sets: Sequence[EvaluationSet], fraction: float, seed: int) -> Parts:
             return Parts(list(sets), list(sets), False, note)
         indices_aside = [index for index, group in enumerate(items.groups) if group in groups_aside]
         rest = [index for index, group in enumerate(items.groups) if group not in groups_aside]
-        search.append(subset(items, rest))
+        search.append(items.only(rest))
         # A set that is only watched may be too small to have anything set aside.
         if indices_aside:
-            confirm.append(subset(items, indices_aside))
+            confirm.append(items.only(indices_aside))
     return Parts(search, confirm, True)
-
-
-def subset(items: EvaluationSet, indices: Sequence[int]) -> EvaluationSet:
-    """A set of some of the items only."""
-    # Asked for by places in the whole set, as the set's own functions know no part of it.
-    score_all = items.score_together
-
-    def score(model: Any, chosen: Sequence[int]) -> list[float]:
-        return items.score(model, [indices[index] for index in chosen])
-
-    def score_together(model: Any, chosen: Sequence[int]) -> Mapping[str, list[float]]:
-        assert score_all is not None  # noqa: S101  (given only where it is there)
-        return score_all(model, [indices[index] for index in chosen])
-
-    return replace(
-        items,
-        ids=[items.ids[index] for index in indices],
-        groups=[items.groups[index] for index in indices],
-        sizes=[items.sizes[index] for index in indices],
-        costs=[items.costs[index] for index in indices],
-        content_hash=hash_json([items.content_hash, list(indices)]),
-        item_hashes=[items.item_hashes[index] for index in indices] if items.item_hashes else (),
-        score=score,
-        score_together=score_together if score_all is not None else None,
-    )

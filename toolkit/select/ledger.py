@@ -6,7 +6,10 @@ the same search's models needs to be asked for, and is counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
@@ -29,7 +32,8 @@ class ScoringEntry(ResultPart):
     """One scoring of test documents."""
 
     test: str
-    """Hash of the test sets with their settings."""
+    """Hash of the test documents, whatever they are scored with: another setting is another look at
+    the same."""
 
     study: str
     """Hash of the two models that were compared."""
@@ -75,7 +79,7 @@ class TestLedger:
 
     Args:
         path: path of the ledger, beside the stages of a run.
-        test: hash of the test sets with their settings.
+        test: hash of the test documents, see `ScoringEntry`.
         models: hashes of the general model and the specialist: with the test sets they make the
             study that is to be scored once.
     """
@@ -115,6 +119,10 @@ class TestLedger:
         Raises:
             EvaluationError: they were scored for another choice, and `again` is False.
         """
+        with _alone(self._path):
+            self._begin(choice, name, again=again)
+
+    def _begin(self, choice: str, name: str, *, again: bool) -> None:
         entries = self._entries()
         this_scoring = (self._test, self._study, choice)
         if any((entry.test, entry.study, entry.choice) == this_scoring for entry in entries):
@@ -147,16 +155,33 @@ def note_confirmation(path: Path, documents: str, search: str, name: str) -> int
     Returns:
         How many other searches were confirmed on these documents before.
     """
-    entries = _read_ledger(path, ConfirmationEntries).confirmations
-    this_search = (documents, search)
-    searches = [(entry.documents, entry.search) for entry in entries]
-    if this_search not in searches:
-        entry = ConfirmationEntry(documents=documents, search=search, name=name, date=_now())
-        _write_ledger(path, ConfirmationEntries(confirmations=(*entries, entry)))
-        searches.append(this_search)
+    with _alone(path):
+        entries = _read_ledger(path, ConfirmationEntries).confirmations
+        this_search = (documents, search)
+        searches = [(entry.documents, entry.search) for entry in entries]
+        if this_search not in searches:
+            entry = ConfirmationEntry(documents=documents, search=search, name=name, date=_now())
+            _write_ledger(path, ConfirmationEntries(confirmations=(*entries, entry)))
+            searches.append(this_search)
     # Only searches before this one count against it, so that a stage that is run again says the
     # same.
     return sum(other == documents for other, _ in searches[: searches.index(this_search)])
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let no other process change a ledger between its being read and written: stages of one run
+    share it, and an entry that is lost is a look at the test documents that nobody knows of."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The folder is locked, as the file itself is replaced when it is written.
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        # Some file systems know no locks; alone on them, a process needs none.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which lets go
 
 
 def _read_ledger(path: Path, kind: type[LedgerT]) -> LedgerT:

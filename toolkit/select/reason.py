@@ -72,9 +72,19 @@ def describe_step(step: LadderStep, held_sets: str) -> str:
     if failed_test is None:
         return f"stays within what {held_sets} may lose"
     return (
-        f"{failed_test.name} may lose {failed_test.bound:.3g} {failed_test.unit}, "
-        f"{failed_test.tolerance:g} is tolerated"
+        f"{failed_test.name} may lose {_above(failed_test.bound, failed_test.tolerance)} "
+        f"{failed_test.unit}, {failed_test.tolerance:g} is tolerated"
     )
+
+
+def _above(bound: float, tolerance: float) -> str:
+    """A bound with as many digits as show that it lies above a tolerance.
+
+    >>> _above(0.1273, 0.1), _above(0.10004, 0.1), _above(0.1000000000004, 0.1)
+    ('0.127', '0.10004', '0.1000000000004')
+    """
+    texts = (f"{bound:.{digits}g}" for digits in range(3, 18))
+    return next((text for text in texts if float(text) > float(f"{tolerance:g}")), str(bound))
 
 
 def _climbed(steps: Sequence[LadderStep], losses: ValidationLosses, level: str) -> str:

@@ -293,6 +293,10 @@ class PowerResult(ResultPart):
     sentence: str
 
 
+_ROUNDED_TO_NOTHING = 0.001
+"""Of a change: less cannot be seen in any figure."""
+
+
 class AchievedRow(ResultPart):
     """How much of a tuned model's change is in the merge, as a fraction of that change; None where
     it cannot be said."""
@@ -316,7 +320,8 @@ class AchievedRow(ResultPart):
         meant = self.asked if self.asked is not None else self.computed
         if meant is None or self.stored is None:
             return False
-        return abs(self.stored - meant) > 0.05 * abs(meant)
+        # What is meant to be nothing is stored as rounding leaves it.
+        return abs(self.stored - meant) > max(0.05 * abs(meant), _ROUNDED_TO_NOTHING)
 
 
 class PrecisionUsed(ResultPart):
@@ -414,6 +419,16 @@ class MergeResults(ResultPart):
         unit."""
         role_rows = [row for row in self.sets if row.role == role]
         return tuple(row for row in role_rows if role == "domain" or row.unit == role_rows[0].unit)
+
+    @property
+    def general_tolerance(self) -> float | None:
+        """What the general figure may lose: the tolerance of its sets, None where they have several
+        and no one limit holds for their mean."""
+        tolerances = {
+            self.tolerance if row.tolerance is None else row.tolerance
+            for row in self.sets_of("general")
+        }
+        return tolerances.pop() if len(tolerances) == 1 else None
 
     def unit_of(self, role: FigureRole) -> str:
         """The unit of a role's figures: that of its sets, or a plain word where they differ."""

@@ -79,7 +79,8 @@ class SweepTests:
             # On a straight line between two models distance is in proportion to α, so nothing has
             # to be merged to know it.
             distance = abs(alpha) * self.end.distance
-            order = len(self._by_key)
+            # After all that were tried: of a search that was interrupted orders have gaps.
+            order = 1 + max((other.order for other in self._by_key.values()), default=-1)
             outcome = Outcome(candidate, "dropped", {}, distance, 0, 0.0, 0.0, order)
             self._by_key[candidate.key] = outcome
         return self._by_key[candidate.key]

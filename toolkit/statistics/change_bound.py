@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from toolkit.statistics.interval import Interval
+from toolkit.statistics.interval import Interval, find_last_kept
 from toolkit.statistics.proportions import tango_p_value
 
 _MISSED = 2.0
@@ -25,9 +23,6 @@ _ITEM_CORRECTION = 0.25
 with limits of 0.01 to 0.1, a loss of the limit passes the score test at 5 % in up to 6.0 % of sets,
 with this in at most 4.9 % (held by `tests/statistics/test_paired.py`)."""
 
-_FARTHEST = 8.0
-"""Normal deviation beyond which a chance cannot be told from none."""
-
 
 @dataclass(frozen=True)
 class ChangeBound:
@@ -42,6 +37,7 @@ class ChangeBound:
         skewness: of the estimate, as the groups show it: their own over the root of their number.
         unseen_skewness: what so few groups may hide of it, to either side.
         answers: right-or-wrong items that stand alone: how many became wrong, became right, all.
+        limits: what the change cannot lie beyond, where losses are bounded.
     """
 
     estimate: float
@@ -52,23 +48,7 @@ class ChangeBound:
     skewness: float = 0.0
     unseen_skewness: float = 0.0
     answers: tuple[int, int, int] | None = None
-
-    def p_value_below(self, limit: float) -> float:
-        """Chance of such figures, were the true change at the limit or above it.
-
-        `p_value_below(limit) <= 1 - confidence` just where `upper_bound(confidence) <= limit`.
-        """
-        if self.num_groups < 2:
-            return 1.0
-        # All groups changed alike: there is no scatter to divide by, and the estimate is exact.
-        if self.error == 0.0:
-            return 0.0 if self.estimate < limit else 1.0
-        chance_beyond = self._chance_beyond((limit - self.center) / self.error, 1.0)
-        if self.answers is not None:
-            # Two tests must reject, so the larger of the two chances counts.
-            score_chance = tango_p_value(*self.answers, limit, _ITEM_CORRECTION)
-            chance_beyond = max(chance_beyond, score_chance)
-        return chance_beyond
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
     def upper_bound(self, confidence: float) -> float:
         """The true change lies below with this confidence."""
@@ -90,12 +70,16 @@ class ChangeBound:
             num_groups: at least 2.
         """
         ratio = num_groups / self.num_groups
+        # Of right-or-wrong sets the center is drawn away from the estimate by groups taken as seen:
+        # as many of them among more weigh less.
+        center = self.estimate + (self.center - self.estimate) / ratio
         scaled_answers = self.answers
         if scaled_answers is not None:
             worse, better, total = scaled_answers
             scaled_answers = round(worse * ratio), round(better * ratio), round(total * ratio)
         return replace(
             self,
+            center=center,
             error=self.error / math.sqrt(ratio),
             # Effective groups grow in proportion, and degrees of freedom are one fewer. The
             # skewness of a mean falls with the root of the number of groups; what groups may hide
@@ -145,11 +129,10 @@ class ChangeBound:
         bound_end = self.center + sign * end_reach * self.error
         if self.answers is not None:
             bound_end = self._tango_end(1.0 - confidence, sign, bound_end)
-            # A difference of shares stays within [-1, 1], which Student's reach may leave.
-            return max(min(bound_end, 1.0), -1.0)
         # The center may lie beyond the estimate, as groups were added to it; no end may lie on the
-        # estimate's other side.
-        return sign * max(sign * bound_end, sign * self.estimate)
+        # estimate's other side, nor beyond what can be, which Student's reach may leave.
+        bound_end = sign * max(sign * bound_end, sign * self.estimate)
+        return max(min(bound_end, self.limits[1]), self.limits[0])
 
     def _reach(self, z: float, sign: float) -> float:
         """Errors from the center to an end: Student's t, and what a long tail on that side adds.
@@ -178,18 +161,6 @@ class ChangeBound:
         second_order = skewness**2 * 5.0 * z * max(4.0 * z * z - 1.0, 0.0) / 72.0
         return student_value * min(1.0 + (first_order + second_order) / z, _WIDEST)
 
-    def _chance_beyond(self, errors: float, sign: float) -> float:
-        """The chance whose end lies so many errors from the center."""
-        # The estimate is at the limit or beyond it, so nothing is shown; not below one half, which
-        # the rounding of the median could leave.
-        if errors <= self._reach(0.0, sign):
-            return max(float(stdtr(self.freedom, -errors)), 0.5)
-        if errors >= self._reach(_FARTHEST, sign):
-            return 0.0
-        # The end itself is inverted, so that a chance and a bound never tell two stories.
-        z = brentq(lambda z: self._reach(z, sign) - errors, 0.0, _FARTHEST, xtol=1e-13)
-        return float(ndtr(-z))
-
     def _tango_end(self, tail: float, sign: float, end: float) -> float:
         """The farther of an end and that of the score test."""
         assert self.answers is not None  # noqa: S101  (asked for only where it is there)
@@ -202,26 +173,3 @@ class ChangeBound:
 
         tango_end = find_last_kept(is_kept, self.estimate, sign, 1.0)
         return sign * max(sign * end, sign * tango_end)
-
-
-def find_last_kept(
-    is_kept: Callable[[float], bool], start: float, sign: float, limit: float = 1e6
-) -> float:
-    """The last value in one direction that is not refuted, by doubling and halving."""
-    last_kept, step_size = start, 1e-3
-    while True:
-        first_refuted = sign * min(sign * start + step_size, limit)
-        if not is_kept(first_refuted):
-            break
-        # A share ends at 1, and that is then the end itself; anything else that is not refuted so
-        # far out has none.
-        if first_refuted == sign * limit:
-            return first_refuted if limit == 1.0 else sign * math.inf
-        last_kept, step_size = first_refuted, 2.0 * step_size
-    # Relative precision, but no finer than 1e-12: near zero it could never be reached.
-    while abs(first_refuted - last_kept) > 1e-9 * max(abs(first_refuted), 1e-3):
-        middle_value = (last_kept + first_refuted) / 2.0
-        last_kept, first_refuted = (
-            (middle_value, first_refuted) if is_kept(middle_value) else (last_kept, middle_value)
-        )
-    return last_kept

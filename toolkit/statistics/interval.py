@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,3 +92,26 @@ def deviation_interval(num_values: int, confidence: float = 0.95) -> Interval:
     # low factor.
     low_factor, high = (math.sqrt(freedom / float(chdtri(freedom, t))) for t in (tail, 1.0 - tail))
     return Interval(1.0, low_factor, high)
+
+
+def find_last_kept(
+    is_kept: Callable[[float], bool], start: float, sign: float, limit: float = 1e6
+) -> float:
+    """The last value in one direction that is not refuted, by doubling and halving."""
+    last_kept, step_size = start, 1e-3
+    while True:
+        first_refuted = sign * min(sign * start + step_size, limit)
+        if not is_kept(first_refuted):
+            break
+        # A share ends at 1, and that is then the end itself; anything else that is not refuted so
+        # far out has none.
+        if first_refuted == sign * limit:
+            return first_refuted if limit == 1.0 else sign * math.inf
+        last_kept, step_size = first_refuted, 2.0 * step_size
+    # Relative precision, but no finer than 1e-12: near zero it could never be reached.
+    while abs(first_refuted - last_kept) > 1e-9 * max(abs(first_refuted), 1e-3):
+        middle_value = (last_kept + first_refuted) / 2.0
+        last_kept, first_refuted = (
+            (middle_value, first_refuted) if is_kept(middle_value) else (last_kept, middle_value)
+        )
+    return last_kept

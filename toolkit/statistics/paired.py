@@ -36,8 +36,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.statistics.change_bound import ChangeBound, find_last_kept
-from toolkit.statistics.interval import Interval
+from toolkit.statistics.change_bound import ChangeBound
+from toolkit.statistics.interval import Interval, find_last_kept
 from toolkit.statistics.set_changes import (
     Moments,
     SetChanges,
@@ -105,6 +105,7 @@ class PairedChanges:
             skewness,
             unseen_skewness,
             answers,
+            self._limits(a),
         )
 
     def change(self, column: int = 0) -> ChangeBound:
@@ -150,6 +151,16 @@ class PairedChanges:
             for is_kept, direction in ((may_be_lower, -1.0), (may_be_higher, 1.0))
         )
         return Interval(estimate, low, high)
+
+    def _limits(self, a: Floats) -> tuple[float, float]:
+        """What one of the changes, and a mean of it over sets, cannot lie beyond."""
+        used_columns = np.flatnonzero(a)
+        if self.are_factors or len(used_columns) != 1 or a[used_columns[0]] != 1.0:
+            return -math.inf, math.inf
+        low, high = (
+            float(self._weights @ [part.limits[end] for part in self.sets]) for end in (0, 1)
+        )
+        return low, high
 
     def _answers(self, a: Floats) -> tuple[int, int, int] | None:
         """Items that became wrong, that became right, and all: of one set and one change alone."""

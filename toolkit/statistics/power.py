@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from dataclasses import asdict, dataclass
 
 from toolkit.statistics.change_bound import ChangeBound
 from toolkit.statistics.interval import normal_quantile, student_quantile
+
+_MOST_NEEDED = 2**60
+"""No set has so many groups: what needs more, or is shown by no number of them, is said to need
+these."""
 
 
 def smallest_shown(change: ChangeBound, confidence: float = 0.95, wanted: float = 0.8) -> float:
@@ -54,12 +57,18 @@ def needed_groups(
     def is_enough(count: int) -> bool:
         return smallest_shown(change.as_of(count), confidence, wanted) <= difference
 
-    enough_groups = 2
+    too_few, enough_groups = 1, 2
     # More groups show smaller differences: doubling finds an upper end, bisection the first number
     # that is enough.
-    while not is_enough(enough_groups):
-        enough_groups *= 2
-    return bisect_left(range(2, enough_groups), True, key=is_enough) + 2
+    while enough_groups < _MOST_NEEDED and not is_enough(enough_groups):
+        too_few, enough_groups = enough_groups, 2 * enough_groups
+    while enough_groups - too_few > 1 and enough_groups < _MOST_NEEDED:
+        middle_count = (too_few + enough_groups) // 2
+        if is_enough(middle_count):
+            enough_groups = middle_count
+        else:
+            too_few = middle_count
+    return enough_groups
 
 
 def needed_answers(
@@ -82,8 +91,10 @@ def needed_answers(
     """
     bound_quantile = normal_quantile(confidence)
     least_items = bound_quantile**2 * (1.0 - tolerance) / tolerance
-    items_with_changes = (bound_quantile + normal_quantile(wanted)) ** 2 * changed / tolerance**2
-    return math.ceil(max(least_items, items_with_changes))
+    power_quantiles = bound_quantile + normal_quantile(wanted)
+    # Divided twice, as the square of a tiny tolerance is zero.
+    items_with_changes = power_quantiles**2 * changed / tolerance / tolerance
+    return math.ceil(min(max(least_items, items_with_changes), _MOST_NEEDED))
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from scipy.special import ndtr
 
-from toolkit.statistics.interval import Interval, normal_quantile
+from toolkit.statistics.interval import Interval, find_last_kept
 
 
 def tango_p_value(
@@ -80,7 +81,8 @@ def share_interval(num_right: int, total: int, confidence: float = 0.95) -> Inte
 def share_difference(
     right: Sequence[bool], reference_right: Sequence[bool], confidence: float = 0.95
 ) -> Interval:
-    """Difference of two models' shares on the same questions, within [-1, 1].
+    """Difference of two models' shares on the same questions, within [-1, 1]: all differences that
+    the score test does not refute. Zero is among them just where `mcnemar` says so.
 
     Args:
         right: whether one model answered each question rightly.
@@ -88,20 +90,29 @@ def share_difference(
         confidence: in (0, 1).
 
     Reference:
-        Agresti & Min 2005, Simple improved confidence intervals for comparing matched proportions:
-        Wald's interval with half an answer more in each cell of the table.
+        Tango 1998; Fagerland, Lydersen & Laake 2014, Recommended tests and confidence intervals for
+        paired binomial proportions.
 
     >>> found = share_difference([True] * 15 + [False] * 5, [True] * 16 + [False] * 4)
     >>> found.estimate, round(found.low, 4), round(found.high, 4)
-    (-0.05, -0.17, 0.0791)
+    (-0.05, -0.2361, 0.1192)
     """
-    z = normal_quantile(0.5 + confidence / 2.0)
+    tail, total = (1.0 - confidence) / 2.0, len(right)
+    ahead, behind = count_differing(right, reference_right)
+    estimate = (ahead - behind) / total
+
+    def is_kept(difference: float, sign: float) -> bool:
+        # Of the model that answers worse: the lower end is the upper end with both exchanged.
+        pair = (ahead, behind) if sign > 0.0 else (behind, ahead)
+        return tango_p_value(*pair, total, sign * difference) > tail
+
+    low, high = (
+        find_last_kept(partial(is_kept, sign=sign), estimate, sign, 1.0) for sign in (-1.0, 1.0)
+    )
+    return Interval(estimate, low, high)
+
+
+def count_differing(right: Sequence[bool], reference_right: Sequence[bool]) -> tuple[int, int]:
+    """Questions that one model answers rightly and the other does not, and the other way round."""
     pairs = list(zip(right, reference_right, strict=True))
-    num_ahead, num_behind = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    estimate, enlarged_total = (num_ahead - num_behind) / len(pairs), len(pairs) + 2
-    # Half an answer in each of the four cells: two items more, one of them among those that differ,
-    # and the net change stays.
-    num_differing, net_change = num_ahead + num_behind + 1, num_ahead - num_behind
-    wald_reach = z * math.sqrt(num_differing - net_change**2 / enlarged_total) / enlarged_total
-    low, high = net_change / enlarged_total - wald_reach, net_change / enlarged_total + wald_reach
-    return Interval(estimate, max(-1.0, min(low, estimate)), min(1.0, max(high, estimate)))
+    return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)

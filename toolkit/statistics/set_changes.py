@@ -38,6 +38,7 @@ class SetChanges:
             losses that are bounded (0 to 1): `BOUNDED_CHANGE` or `BOUNDED_LEVEL`.
         answer_counts: of right-or-wrong items that stand alone under each change: how many became
             wrong and how many right.
+        limits: what a figure's change, or its level, cannot lie beyond.
     """
 
     changes: Floats
@@ -45,6 +46,7 @@ class SetChanges:
     weight: float = 1.0
     added_groups: tuple[float, ...] = ()
     answer_counts: tuple[tuple[int, int], ...] = ()
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def num_groups(self) -> int:

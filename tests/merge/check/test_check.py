@@ -17,8 +17,10 @@ from transformers import LlamaForCausalLM
 
 from toolkit.cli import main
 from toolkit.errors import Fault
+from toolkit.merge.check.configs import plain_values
 from toolkit.merge.check.findings import as_sentence, findings_text
 from toolkit.merge.check.run import check_merge
+from toolkit.merge.moments import write_moments
 
 Models = tuple[Path, Path]
 
@@ -287,6 +289,78 @@ def test_room_for_the_output(two_models: Models, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     found = check(ties(*two_models), tmp_path, out=tmp_path / "other")
     assert has(found, "error", str(tmp_path), "the disk has 1.0 kB free")
+
+
+@pytest.mark.parametrize("method", ["regmean", "fisher"])
+def test_merges_by_statistics(two_models: Models, tmp_path: Path, method: str):
+    text = tmp_path / "texts.txt"
+    text.write_text("The company reported revenue in 2021. " * 20)
+    models = []
+    for folder in two_models:
+        out = tmp_path / f"{folder.name}.safetensors"
+        write_moments(folder, text, out, kind=method, num_tokens=40, window_tokens=20)  # type: ignore[arg-type]
+        parameters = {"weight": 1.0, "statistics": str(out)}
+        models.append({"model": str(folder), "parameters": parameters})
+    data = {"merge_method": method, "models": models}
+    # It divides by the weights itself: that they sum to 2 scales nothing.
+    assert check(data, tmp_path) == []
+    other = "fisher" if method == "regmean" else "regmean"
+    found = check({**data, "merge_method": other}, tmp_path)
+    assert has(found, "error", "safetensors", f"holds statistics for {method}")
+    (tmp_path / "tuned.safetensors").unlink()
+    assert has(check(data, tmp_path), "error", "statistics", "cannot be read")
+
+
+def test_a_density_without_effect_makes_no_model_idle(two_models: Models, tmp_path: Path):
+    data = ties(*two_models, density=0.0)
+    assert has(check(data, tmp_path), "warning", "tuned", "density 0 in every tensor")
+    found = check({**data, "merge_method": "task_arithmetic"}, tmp_path)
+    assert [(f.severity, f.where) for f in found] == [("note", "density")]
+
+
+def test_room_is_looked_for_where_the_output_goes(
+    two_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # An empty folder that is there may be another disk, mounted.
+    (tmp_path / "disk").mkdir()
+    usage = shutil.disk_usage(tmp_path)
+    free_bytes = {tmp_path / "disk": 1000}
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda p: usage._replace(free=free_bytes.get(p, usage.free))
+    )
+    found = check(ties(*two_models), tmp_path, out=tmp_path / "disk")
+    assert has(found, "error", str(tmp_path / "disk"), "the disk has 1.0 kB free")
+
+
+def test_rope_settings_by_kind_of_layer():
+    def by_kind(full: float, sliding: float) -> dict[str, Any]:
+        kinds = {"full_attention": full, "sliding_attention": sliding}
+        return {
+            "rope_parameters": {
+                kind: {"rope_theta": theta, "rope_type": "default"} for kind, theta in kinds.items()
+            }
+        }
+
+    values = plain_values(by_kind(1e6, 1e4))
+    assert (values["rope_theta"], values["rope_local_base_freq"]) == (1e6, 1e4)
+    assert values["rope_scaling"] is None
+    older = plain_values({"rope_theta": 1e6, "rope_local_base_freq": 1e4})
+    assert {key: values[key] for key in older} == older
+    assert plain_values(by_kind(1e6, 5e4))["rope_local_base_freq"] == 5e4
+
+
+def test_a_sentencepiece_model_is_no_token(two_models: Models, tmp_path: Path):
+    for folder in two_models:
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer.model").write_bytes(b"pieces")
+    assert check(ties(*two_models), tmp_path) == []
+    (two_models[1] / "tokenizer.model").write_bytes(b"other pieces")
+    found = check(ties(*two_models), tmp_path)
+    assert [f.what for f in found] == [f"its tokenizer.model is not that of {two_models[0]}"]
+    (two_models[1] / "tokenizer.model").unlink()
+    (two_models[1] / "vocab.json").write_text(json.dumps({"a": 0}))
+    found = check(ties(*two_models), tmp_path)
+    assert [f.what for f in found] == [f"its tokenizer.model is not that of {two_models[0]}"]
 
 
 @pytest.mark.parametrize(("parameters", "code"), [({}, 0), ({"density": 2.0}, 1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.testing import assert_close
 from tests.conftest import paragraph
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.errors import MergeError
+from toolkit.merge import moments as moments_module
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.methods.moments import fisher, regmean
 from toolkit.merge.moments import write_moments
@@ -113,6 +115,68 @@ def test_the_moments_are_those_of_the_layer_s_inputs(
         model(torch.tensor([tokens]))
     found = load_file(out)["model.layers.1.mlp.down_proj.weight"]
     assert_close(found, caught[0].T @ caught[0] / 20)
+
+
+@pytest.mark.parametrize(("method", "shape"), [(regmean, (4, 4)), (fisher, (3, 4))])
+def test_moments_follow_the_tensors_to_their_device(
+    method: Callable[..., torch.Tensor], shape: tuple[int, int]
+):
+    # The engine reads them to the CPU; a device without memory stands for any other.
+    tensors = [torch.empty(3, 4, device="meta") for _ in range(2)]
+    merged = method(tensors, weight=[1.0, 1.0], statistics=[], moments=[torch.ones(shape)] * 2)
+    assert merged.is_meta
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7, 300, 10_000])
+def test_no_more_of_a_text_is_tokenized_than_is_read(
+    two_models: tuple[Path, Path], num_tokens: int
+):
+    text = paragraph(1, sentences=400)
+    tokenizer = load_tokenizer(two_models[0])
+    sizes: list[int] = []
+
+    def counted(text: str) -> Any:
+        sizes.append(len(text))
+        return tokenizer(text)
+
+    windows = list(moments_module.cut_windows(counted, iter([text]), num_tokens, 16))
+    whole = tokenizer(text)["input_ids"][:num_tokens]
+    cut = [whole[first : first + 16] for first in range(0, len(whole), 16)]
+    assert windows == [window for window in cut if len(window) > 1]
+    assert num_tokens > 300 or sum(sizes) < len(text)
+
+
+def test_a_layer_without_a_name_in_files_has_no_statistics(
+    two_models: tuple[Path, Path], texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # As of tensors that transformers holds joined, and files apart.
+    from toolkit.checkpoint import stored_names
+
+    name = "model.layers.1.mlp.down_proj.weight"
+
+    def without_one(model: Any) -> dict[str, torch.Tensor]:
+        return {key: value for key, value in real(model).items() if key != name}
+
+    real = stored_names.parameters_by_name
+    monkeypatch.setattr(stored_names, "parameters_by_name", without_one)
+    out = tmp_path / "base.safetensors"
+    write_moments(two_models[0], texts, out, kind="regmean", num_tokens=40, window_tokens=20)
+    found = load_file(out)
+    assert name not in found
+    assert found["model.layers.0.mlp.down_proj.weight"].any()
+
+
+def test_statistics_of_another_model_are_refused(
+    two_models: tuple[Path, Path], texts: Path, tmp_path: Path, make_model: Callable[..., Path]
+):
+    folders = dict(zip(("base", "tuned"), two_models, strict=True))
+    wide = make_model(tmp_path / "wide", intermediate_size=48)
+    for name in folders:
+        out = tmp_path / f"{name}.safetensors"
+        write_moments(wide, texts, out, kind="regmean", num_tokens=40, window_tokens=20)
+    words = r"down_proj.weight: its statistics in .* are \[48, 48\], and must be \[64, 64\]"
+    with pytest.raises(MergeError, match=words):
+        run_merge(config_of("regmean", tmp_path), tmp_path / "out", folders=folders)
 
 
 def test_files_that_do_not_suit_are_said(

@@ -122,6 +122,23 @@ def test_karcher_of_opposite_and_vanishing_tensors():
     assert karcher([torch.zeros(2), torch.zeros(2)]).tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("tol", [0.0, 1e-12, 1e-5])
+def test_karcher_of_equal_and_opposite_tensors_at_any_tolerance(tol: float):
+    for count in (2, 3, 5):
+        merged = karcher([torch.tensor([0.6, 0.8, 0.1])] * count, tol=tol)
+        torch.testing.assert_close(merged, torch.tensor([0.6, 0.8, 0.1]))
+    assert karcher([EAST, -3 * EAST], tol=tol).tolist() == [2.0, 0.0]
+    assert karcher([torch.zeros(2), 4 * EAST], tol=tol).tolist() == [2.0, 0.0]
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-8])
+def test_multislerp_of_a_tensor_of_zeros_at_any_eps(eps: float):
+    merged = multislerp([EAST, torch.zeros(2), 2 * EAST], weight=[1.0, 1.0, 1.0], eps=eps)
+    assert_rounded(merged, EAST, ulps=2)
+    with pytest.raises(MergeError, match=r"weight.*cancel out"):
+        multislerp([NORTH, -NORTH, EAST, -EAST], weight=[1.0, 1.0, 1.0, 1.0], eps=eps)
+
+
 def test_model_stock_worked_example():
     # task vectors [2, 0] and [2, 2]: cosine √½, t = 2c / (1 + c); average [2, 1]
     base = torch.tensor([1.0, 1.0])

@@ -250,6 +250,66 @@ def test_a_token_without_a_row_is_left_out_and_said(
     assert "far" not in united
 
 
+@pytest.mark.parametrize("source", ["base", "union"])
+def test_what_is_left_out_of_a_tokenizer_does_not_come_back_when_it_is_loaded(
+    pair: tuple[Path, Path], tmp_path: Path, source: str
+):
+    # The owner's own token beyond its rows is its padding: named as such beside tokenizer.json.
+    path = pair[0] / "tokenizer.json"
+    values = json.loads(path.read_text())
+    rows = json.loads((pair[0] / "config.json").read_text())["vocab_size"]
+    token = {**values["added_tokens"][0], "id": rows, "content": "[OWNPAD]"}
+    values["added_tokens"].append(token)
+    path.write_text(json.dumps(values))
+    flags = {key: value for key, value in token.items() if key != "id"}
+    for name, changes in {
+        "tokenizer_config.json": {
+            "pad_token": "[OWNPAD]",
+            "extra_special_tokens": ["[OWNPAD]"],
+            "added_tokens_decoder": {str(rows): flags},
+        },
+        "special_tokens_map.json": {"pad_token": flags},
+        "generation_config.json": {"pad_token_id": rows},
+        "config.json": {"pad_token_id": rows},
+    }.items():
+        file = pair[0] / name
+        before = json.loads(file.read_text()) if file.is_file() else {}
+        file.write_text(json.dumps({**before, **changes}))
+    data = linear(pair, merge_method="task_arithmetic", base_model=str(pair[0]))
+    merged = merge({**data, "tokenizer_source": source}, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert "[OWNPAD]" not in tokenizer.get_vocab()
+    assert max(tokenizer.get_vocab().values()) < len(merged[EMBEDDING])
+    assert "OWNPAD" not in "".join(f.read_text() for f in (tmp_path / "out").glob("*.json"))
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["pad_token_id"] is None
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_truncation_does_not_leave_a_token_without_its_row(pair: tuple[Path, Path], tmp_path: Path):
+    long, short = pair[1], pair[0]
+    rows = json.loads((short / "config.json").read_text())["vocab_size"]
+    path = long / "tokenizer.json"
+    values = json.loads(path.read_text())
+    token = {**values["added_tokens"][0], "id": rows, "content": "[PAD]"}
+    values["added_tokens"].append(token)
+    path.write_text(json.dumps(values))
+    model = AutoModelForCausalLM.from_pretrained(long)
+    model.resize_token_embeddings(rows + 8)
+    model.config.pad_token_id = rows
+    model.save_pretrained(long)
+    data = linear((long, short))
+    config = parse_merge_config(data, where="t")
+    with pytest.raises(MergeError, match=rf"1 tokens beyond the {rows} rows .* '\[PAD\]'"):
+        run_merge(config, tmp_path / "no", truncate_embeddings=True)
+    config = parse_merge_config({**data, "tokenizer_source": "base"}, where="t")
+    run_merge(config, tmp_path / "out", truncate_embeddings=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert max(tokenizer.get_vocab().values()) < model.config.vocab_size
+    assert model.config.pad_token_id is None
+
+
 def test_tokenizers_of_different_kinds_are_refused(pair: tuple[Path, Path], tmp_path: Path):
     backend = Tokenizer(models.WordLevel({"[UNK]": 0, "word": 1}, unk_token="[UNK]"))  # noqa: S106
     backend.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -37,6 +37,10 @@ _KEYS: Mapping[str, tuple[Severity, str]] = {
         "warning",
         "positions are turned at other speeds; the merge may fail on long text",
     ),
+    "rope_local_base_freq": (
+        "warning",
+        "positions are turned at other speeds; the merge may fail on long text",
+    ),
     "rope_scaling": ("warning", "positions are scaled otherwise; the merge may fail on long text"),
     "partial_rotary_factor": ("error", "positions turn another share of each head"),
     "sliding_window": ("warning", "attention reaches otherwise far; check the merge on long text"),
@@ -113,6 +117,12 @@ def plain_values(config: JsonView) -> JsonObject:
         values = {**text, **{k: v for k, v in config.items() if k not in text or k in _WHOLE}}
     rope_part = values.get("rope_parameters") or values.get("rope_scaling")
     rope_theta = values.get("rope_theta")
+    if isinstance(rope_part, Mapping) and all(isinstance(v, Mapping) for v in rope_part.values()):
+        # By kind of layer; older configs have the sliding ones' speed under a key of its own.
+        by_kind: Mapping[str, JsonView] = rope_part
+        rope_part = by_kind.get("full_attention", next(iter(by_kind.values())))
+        if (local_theta := by_kind.get("sliding_attention", {}).get("rope_theta")) is not None:
+            values["rope_local_base_freq"] = local_theta
     if isinstance(rope_part, Mapping):
         rope_theta = rope_part.get("rope_theta", rope_theta)
         scaling_values = {key: value for key, value in rope_part.items() if key != "rope_theta"}

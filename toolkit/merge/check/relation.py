@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.checkpoint.models import Models
+from toolkit.checkpoint.read import is_float
 from toolkit.checkpoint.tokens import read_tokens
 from toolkit.errors import MergeError, warn
 from toolkit.merge.kernels import compiled
-from toolkit.merge.kernels.rows import RowReader, as_float32
+from toolkit.merge.kernels.rows import RowReader, as_float32, read_entries
 from toolkit.merge.kernels.workers import WorkerThreads
 from toolkit.merge.layer_stacks import Layout, layer_counts
 
@@ -119,12 +120,18 @@ def _compare(models: Models) -> Relation:
     total = np.zeros(3)
     by_layer: dict[int, np.ndarray] = {}
     for name in theirs.names:
-        arrays = [ours.array(name), theirs.array(name)]
         # Scales of norms are near one in every model, and would make strangers look alike.
         is_matrix = len(theirs.info(name).shape) > 1
-        if not is_matrix or any(array is None or array.dtype.kind not in "fu" for array in arrays):
+        if not is_matrix or not all(is_float(each.info(name).dtype) for each in (ours, theirs)):
             continue
-        sums = _norms(RowReader(arrays), math.prod(theirs.info(name).shape), workers)
+        reader = RowReader([read_entries(each, name) for each in (ours, theirs)])
+        sums = _norms(reader, math.prod(theirs.info(name).shape), workers)
+        if not np.isfinite(sums).all():
+            damaged = theirs if np.isfinite(sums[0]) else ours
+            raise MergeError(
+                f"{name}: holds NaN or infinity in {damaged.damaged_file(name)}; the model is "
+                "damaged, and what lies between the two cannot be said. Get it again."
+            )
         total += sums
         if (place := layout.find(name)) is not None and place[0] in layout.main:
             by_layer[place[1]] = by_layer.get(place[1], np.zeros(3)) + sums
@@ -138,7 +145,8 @@ def _compare(models: Models) -> Relation:
 
 
 def _relative(sums: np.ndarray) -> float:
-    return math.sqrt(sums[2] / sums[1]) if sums[1] else 0.0
+    # Of a base of zeros nothing was made, unless the model is zero too.
+    return math.sqrt(sums[2] / sums[1]) if sums[1] else math.inf if sums[2] else 0.0
 
 
 def _norms(read: RowReader, size: int, workers: WorkerThreads) -> np.ndarray:

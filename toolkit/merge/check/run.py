@@ -165,7 +165,9 @@ def _output(
         except MergeError as error:
             yield from faults_of(error)
     needed_bytes = sum(task.size * item_bytes(dtypes_by_name[task.name]) for task in plan.tasks)
-    existing_parent = next(folder for folder in target_folder.parents if folder.is_dir())
+    # The target first: an empty folder may be the place where another disk is mounted.
+    places = (target_folder, *target_folder.parents)
+    existing_parent = next(folder for folder in places if folder.is_dir())
     free_bytes = shutil.disk_usage(existing_parent).free
     if free_bytes < needed_bytes:
         yield Fault(

@@ -10,6 +10,7 @@ from toolkit.errors import Fault, MergeError
 from toolkit.merge.check.findings import from_message
 from toolkit.merge.check.survey import Survey
 from toolkit.merge.methods.checks import ZERO_WEIGHT, ParameterError, at_fault
+from toolkit.merge.moments import read_moments
 from toolkit.merge.parameters import Places, setting_filters
 from toolkit.merge.plan import MergePlan
 from toolkit.merge.registry import ParameterValues
@@ -92,8 +93,12 @@ def _rehearse(plan: MergePlan, task: TensorTask) -> str | None:
     if plan.method.needs_thresholds:
         tiny_task = replace(tiny_task, thresholds=tuple(0.0 for _ in task.sources))
     base = torch.eye(4)
+    # Squares of 4 inputs for regmean, of 4 times 4 entries for fisher: of one shape.
+    moments = [base for _ in task.sources]
     tensors = [base + torch.arange(16.0).reshape(4, 4) * (n + 1) for n in range(len(task.sources))]
     try:
+        if plan.method.needs_moments:
+            read_moments(plan.method.name, task)
         compute_tensor(
             plan.method,
             tiny_task,
@@ -101,6 +106,7 @@ def _rehearse(plan: MergePlan, task: TensorTask) -> str | None:
             base if task.base is not None else None,
             seed=0,
             dtype=torch.float32,
+            moments=moments,
         )
     except ParameterError as error:
         return at_fault(error, task)
@@ -139,6 +145,8 @@ def _judge_weights(name: str, task: TensorTask) -> Iterator[Fault]:
     weight_sum = sum(weight)
     lambda_scale = float(task_values.get("lambda_", 1.0))
     is_mean = bool(task_values.get("normalize", False))
+    # What has no such switch is a mean by itself, such as fisher.
+    is_mean |= "normalize" not in task_values and task.base is None
     if task.base is None and not is_mean and abs(weight_sum - 1.0) > _MEAN:
         yield Fault(
             "weight",
@@ -203,8 +211,9 @@ def _judge_density(name: str, density: Sequence[float], values: ParameterValues)
 def _idle(plan: MergePlan) -> Iterator[Fault]:
     """Models that take no part in any tensor: weight or density of zero throughout."""
     shares: dict[tuple[str, str], bool] = {}
+    is_thinned = plan.method.name in _TRIMMING | _DROPPING
     for task in plan.tasks:
-        for key in ("weight", "density"):
+        for key in ("weight", "density") if is_thinned else ("weight",):
             task_values = task.parameters.get(key)
             if task_values is None or task.is_copied:
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from toolkit.checkpoint.model_values import tie_setting
 from toolkit.checkpoint.read import is_float
 from toolkit.checkpoint.tensor_names import is_buffer, is_vocabulary
 from toolkit.errors import Fault
@@ -93,9 +94,7 @@ def _lacking(leader: Model, model: Model, first: Shapes, own: Shapes) -> Iterato
 
 def _is_tied(model: Model, shape: tuple[int, ...]) -> bool:
     """Whether a head or embedding that a model lacks is another tensor of it."""
-    text_part = model.config.get("text_config")
-    nested_tied = text_part.get("tie_word_embeddings") if isinstance(text_part, Mapping) else None
-    if model.config.get("tie_word_embeddings", nested_tied) is False:
+    if tie_setting(model.config) is False:
         return False
     tensor_names = model.checkpoint.names
     return any(is_vocabulary(name) and model.shape(name)[1:] == shape[1:] for name in tensor_names)

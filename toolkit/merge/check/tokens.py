@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from toolkit.checkpoint.tokens import read_tokens
+from toolkit.checkpoint.tokens import SENTENCEPIECE, read_tokens
 from toolkit.errors import Fault, ToolkitError
 from toolkit.load_yaml import JsonObject, JsonView, read_object
 from toolkit.merge.check.survey import Model, Survey
@@ -100,6 +100,17 @@ def _vocabularies(
             "vocabulary the merge has, or merge models of one vocabulary",
             "note" if is_asked_for else "error" if is_foreign else "warning",
         )
+    # Where there is a sentencepiece model alone, `read_tokens` gives its hash under the file's
+    # name, and which tokens it has is not known.
+    if SENTENCEPIECE in own or SENTENCEPIECE in first:
+        if own.get(SENTENCEPIECE) != first.get(SENTENCEPIECE) and not moved_ids:
+            yield Fault(
+                model.name,
+                f"its tokenizer.model is not that of {leader.name}",
+                "make sure that the tokens are the same; a tokenizer.json would tell",
+                "warning",
+            )
+        return
     if extra_tokens := [token for token in own if token not in first]:
         yield Fault(
             model.name,
@@ -113,15 +124,6 @@ def _vocabularies(
             f"lacks {len(lacking_tokens)} tokens of {leader.name} ({_some(lacking_tokens)})",
             "" if is_asked_for else "their rows are merged with rows that it never trained",
             "note",
-        )
-    # Where there is a sentencepiece model alone, `read_tokens` gives its hash under the file's
-    # name.
-    if own.get("tokenizer.model") != first.get("tokenizer.model") and not moved_ids:
-        yield Fault(
-            model.name,
-            f"its tokenizer.model is not that of {leader.name}",
-            "make sure that the tokens are the same; a tokenizer.json would tell",
-            "warning",
         )
 
 

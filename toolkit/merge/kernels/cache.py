@@ -8,9 +8,11 @@ import functools
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from toolkit.errors import warn
 from toolkit.machine import cache_folder
 
 _LOCK = ".lock"
@@ -28,12 +30,34 @@ def kernel_folder() -> Path | None:
     here = Path(__file__).parent
     for path in (*sorted((here / "source").glob("*.py")), here / "sizes.py", here / "stream.py"):
         text.update(path.read_bytes())
+    name = Path("kernels") / text.hexdigest()[:16]
     try:
-        folder = cache_folder() / "kernels" / text.hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # nobody else may put code there
+        for find_cache in (cache_folder, _private_cache):
+            folder = find_cache() / name
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if fault := _fault_of_folder(folder):
+                warn(f"{folder}: {fault}; its kernels are not run, and are kept elsewhere.")
+            else:
+                return folder if os.access(folder, os.W_OK) else None
     except (OSError, RuntimeError):  # RuntimeError: there is no home
         return None
-    return folder if os.access(folder, os.W_OK) else None
+    return None
+
+
+def _private_cache() -> Path:
+    return Path.home() / ".cache" / "cpt-toolkit"
+
+
+def _fault_of_folder(folder: Path) -> str:
+    """Why a folder's files are not to be run, or nothing: numba unpickles what it finds there."""
+    status, user = folder.stat(), os.geteuid()
+    if status.st_uid != user:
+        return "belongs to another user"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if any(path.lstat().st_uid != user for path in folder.rglob("*")):
+            return "holds files of another user"
+        folder.chmod(0o700)
+    return ""
 
 
 @contextlib.contextmanager
@@ -48,8 +72,11 @@ def locked_cache() -> Iterator[None]:
         yield
         return
     # flock ends with its process, so that one that is killed leaves no lock behind.
-    with (folder / _LOCK).open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        # A file system without locks, as some on networks are, has no less of a compiler.
+        with contextlib.suppress(OSError):
+            file = stack.enter_context((folder / _LOCK).open("ab"))
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

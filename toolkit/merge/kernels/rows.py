@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.checkpoint.read import Entries
+from toolkit.checkpoint.read import Checkpoint, Entries
 
 Rows = tuple[NDArray[Any], ...]
 """Entries of every tuned model, then of the base where there is one: uint16 (the bits of bfloat16)
@@ -22,8 +22,8 @@ class RowReader:
         arrays: the inputs, flat and of equal size; uint16 stands for bfloat16.
     """
 
-    def __init__(self, arrays: Sequence[Entries | None]) -> None:
-        self._arrays = [array for array in arrays if array is not None]
+    def __init__(self, arrays: Sequence[Entries]) -> None:
+        self._arrays = list(arrays)
         self._is_bf16 = all(array.dtype == np.uint16 for array in self._arrays)
 
     def __call__(self, start: int, stop: int) -> Rows:
@@ -43,6 +43,15 @@ class RowReader:
 
     def _typed(self, block: NDArray[Any]) -> NDArray[Any]:
         return as_row(block if self._is_bf16 else as_float32(block))
+
+
+def read_entries(checkpoint: Checkpoint, name: str) -> Entries:
+    """The entries of a tensor of floats, flat; types that numpy cannot hold, as float32."""
+    array = checkpoint.array(name)
+    if array is not None:
+        return array
+    widened: NDArray[np.float32] = checkpoint.tensor(name).float().reshape(-1).numpy()
+    return widened
 
 
 def _runs(array: Entries, num_runs: int, stride: int, length: int) -> NDArray[Any]:

@@ -46,14 +46,15 @@ def regmean(
     """
     check_between("alpha", alpha, 0.0, 1.0, "a share of what is beside the diagonal.")
     mean = linear(tensors, weight=weight)
-    known = [moment for moment in moments if moment is not None]
+    # The engine reads them to the CPU, wherever the tensors are.
+    known = [moment.to(mean.device) for moment in moments if moment is not None]
     if len(known) < len(tensors):
         return mean
     import torch
 
     # Of the difference from the mean alone: what no text reaches stays the mean.
-    total = torch.zeros(known[0].shape, dtype=torch.float64)
-    pulled = torch.zeros(mean.shape, dtype=torch.float64)
+    total = torch.zeros_like(known[0], dtype=torch.float64)
+    pulled = torch.zeros_like(mean, dtype=torch.float64)
     for tensor, moment, factor in zip(tensors, known, weight, strict=True):
         gram = moment.double() * alpha
         gram.diagonal().copy_(moment.double().diagonal())
@@ -96,13 +97,14 @@ def fisher(
     """
     check_between("floor", floor, 0.0, float("inf"), "it is added to squares.")
     mean = linear(tensors, weight=weight)
-    known = [moment for moment in moments if moment is not None]
+    # The engine reads them to the CPU, wherever the tensors are.
+    known = [moment.to(mean.device) for moment in moments if moment is not None]
     if len(known) < len(tensors):
         return mean
     import torch
 
-    total = torch.zeros(mean.shape, dtype=torch.float64)
-    pulled = torch.zeros(mean.shape, dtype=torch.float64)
+    total = torch.zeros_like(mean, dtype=torch.float64)
+    pulled = torch.zeros_like(mean, dtype=torch.float64)
     for tensor, moment, factor in zip(tensors, known, weight, strict=True):
         information = factor * (moment.double() + floor)
         total += information

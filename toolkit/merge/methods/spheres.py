@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_ROUNDED_LENGTH, _ROUNDED_ANGLE = 1e-8, 1e-7
+"""What float64 leaves of a mean direction that cancels out, and of an angle of zero: roots of its
+last place. Below these are no lengths and angles, however small `eps` and `tol` are."""
+
+
 @merge_method("multislerp", reference="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea")
 def multislerp(
     tensors: Sequence[Tensor],
@@ -58,10 +63,11 @@ def multislerp(
     shares = torch.tensor(list(weight), dtype=torch.float64) / weight_sum
     gram = inner_products(tensors, base)
     norms = gram.diagonal().sqrt()
-    per_unit = shares / (norms + eps)
+    # Of no length there is no direction, and nothing to divide by where eps is 0.
+    per_unit = torch.where(norms > 0.0, shares / (norms + eps), 0.0)
     # Of a sum that cancels out rounding may leave a negative square.
     mean_direction_length = float((per_unit @ gram @ per_unit).clamp(min=0.0).sqrt())
-    if not mean_direction_length > eps:
+    if not mean_direction_length > max(eps, _ROUNDED_LENGTH):
         if len(tensors) > 2 and float(norms.max()) > 0.0:
             raise MergeError(
                 f"weight: with {list(weight)} the models' directions cancel out, so there is no "
@@ -129,12 +135,13 @@ def _karcher_coefficients(units: Tensor, max_iter: int, tol: float) -> Tensor:
     import torch
 
     vector_count = len(units)
+    least = max(tol, _ROUNDED_ANGLE)
 
     def length(coefficients: Tensor) -> float:
         return float((coefficients @ units @ coefficients).clamp(min=0.0).sqrt())
 
     mean = torch.full((vector_count,), 1.0 / vector_count, dtype=units.dtype)
-    if length(mean) < tol:  # opposite directions: start at the first
+    if length(mean) < least:  # opposite directions: start at the first
         mean = torch.zeros_like(mean)
         mean[0] = 1.0
     mean = mean / length(mean)
@@ -142,11 +149,11 @@ def _karcher_coefficients(units: Tensor, max_iter: int, tol: float) -> Tensor:
         cos = (units @ mean).clamp(-1.0, 1.0)
         angle = cos.acos()
         # A vector at the mean does not pull; one opposite to it pulls in no particular direction.
-        pulls = (angle >= tol) & (angle <= math.pi - tol)
+        pulls = (angle >= least) & (angle <= math.pi - least)
         pull = torch.where(pulls, angle / angle.sin(), 0.0) / vector_count
         tangent = pull - (pull @ cos) * mean
         step = length(tangent)
-        if step < tol:
+        if step < least:
             break
         mean = math.cos(step) * mean + math.sin(step) / step * tangent
         # Rounding leads off the sphere, a little at every step.

@@ -15,9 +15,7 @@ from toolkit.load_yaml import JsonObject, JsonView
 from toolkit.merge.layer_stacks import Layout, is_before_layers
 from toolkit.merge.output import promote
 from toolkit.merge.vocab.remapped import RemappedCheckpoint, RemappedTensor, RowMap
-
-_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
-"""Ids in a config that mean the owner's tokens once the vocabulary is the owner's."""
+from toolkit.merge.vocab.special_ids import SPECIAL_IDS, drop_ids_beyond
 
 
 class Embeddings:
@@ -129,6 +127,7 @@ def remapped_config(
     *,
     old_rows: int,
     num_rows: int,
+    num_kept: int,
     is_untied: bool,
     owner: JsonView | None,
 ) -> JsonObject:
@@ -138,6 +137,7 @@ def remapped_config(
         config: as it is.
         old_rows: that it has now.
         num_rows: that it will have.
+        num_kept: ids from 0 on that mean the same tokens as before.
         is_untied: whether its head has rows of its own from now on.
         owner: config of the model whose special tokens count; None for its own.
     """
@@ -152,13 +152,15 @@ def remapped_config(
     if is_untied:
         untie(values)
     owner_parts = _language_parts(dict(owner)) if owner is not None else []
-    for id_key in _SPECIAL:
+    for id_key in SPECIAL_IDS:
         owner_ids = [part[id_key] for part in owner_parts if id_key in part]
         for part in parts:
             if owner_ids and id_key in part:
                 part[id_key] = owner_ids[0]
         if owner_ids and not any(id_key in part for part in parts):
             values[id_key] = owner_ids[0]
+    for part in parts:
+        drop_ids_beyond(part, num_kept)
     return values
 
 

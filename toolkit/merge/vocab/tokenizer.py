@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.side_files import copy_side_files, copy_tokenizer_files
-from toolkit.checkpoint.tokens import own_template
-from toolkit.errors import ConfigError, MergeError, did_you_mean, note, sentence_end
+from toolkit.checkpoint.tokens import own_template, read_tokens
+from toolkit.errors import ConfigError, MergeError, ToolkitError, did_you_mean, note, sentence_end
 from toolkit.library_errors import missing_library
-from toolkit.load_yaml import JsonView, read_object
+from toolkit.load_yaml import JsonObject, JsonView, read_object
+from toolkit.merge.vocab.special_ids import drop_ids_beyond
 from toolkit.stage import write_atomically, write_json
+from toolkit.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from toolkit.merge.config import MergeConfig
@@ -53,6 +55,7 @@ def write_tokenizer(
     models: Models,
     target: Path,
     united: JsonView | None = None,
+    num_kept: int | None = None,
 ) -> None:
     """Write tokenizer, chat template and what else stands beside weights into the merged folder.
 
@@ -60,7 +63,12 @@ def write_tokenizer(
         config: whose they are.
         models: where those stand.
         target: the merged folder.
-        united: tokenizer.json with tokens added; None where the tokenizer is copied as it is.
+        united: tokenizer.json with tokens added or left out; None where the tokenizer is copied as
+            it is.
+        num_kept: ids from 0 on that still mean the owner's tokens; None where all do.
+
+    Raises:
+        MergeError: the united tokenizer does not load, or has other tokens then.
     """
     leader_name, owner_name = config.leader(), tokenizer_owner(config)
     leader_folder = models.checkpoint(leader_name).folder
@@ -74,6 +82,12 @@ def write_tokenizer(
                 (target / _TEMPLATE).unlink(missing_ok=True)  # it would go before the other
     if united is not None:
         _write_united(united, target)
+        _check_united(models.token_folder(owner_name), target)
+    generation_path = target / "generation_config.json"
+    if num_kept is not None and generation_path.is_file():
+        values = read_object(generation_path, MergeError)
+        if drop_ids_beyond(values, num_kept):
+            write_json(generation_path, values)
     chat_template = _template(config, models)
     if chat_template is None:
         return
@@ -91,17 +105,71 @@ def _write_united(united: JsonView, target: Path) -> None:
         json.dump(united, file, ensure_ascii=False)
     for file_name in _SLOW_FILES:  # they would say the vocabulary as it was before
         (target / file_name).unlink(missing_ok=True)
-    settings_path = target / "tokenizer_config.json"
-    if not settings_path.is_file():
-        return
-    values = read_object(settings_path, MergeError)
-    # transformers reads this table before tokenizer.json; a token missing from it loses its flags.
-    added_by_id = values.get("added_tokens_decoder")
-    if isinstance(added_by_id, dict):
-        for added_token in united["added_tokens"]:
-            flags = {key: value for key, value in added_token.items() if key != "id"}
-            added_by_id.setdefault(str(added_token["id"]), flags)
-        write_json(settings_path, values)
+    added_by_text = {token["content"]: token for token in united["added_tokens"]}
+    for file_name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if not (target / file_name).is_file():
+            continue
+        values = read_object(target / file_name, MergeError)
+        # transformers reads this table before tokenizer.json: a token missing from it loses its
+        # flags, and one that was left out would come back.
+        if isinstance(added_by_id := values.get("added_tokens_decoder"), dict):
+            texts_by_id = {str(token["id"]): text for text, token in added_by_text.items()}
+            for token_id in [i for i, t in added_by_id.items() if _text(t) != texts_by_id.get(i)]:
+                del added_by_id[token_id]
+            for token in added_by_text.values():
+                flags = {key: value for key, value in token.items() if key != "id"}
+                added_by_id.setdefault(str(token["id"]), flags)
+            write_json(target / file_name, values)
+    known_texts = read_tokens(target).ids
+    for file_name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (target / file_name).is_file():
+            values = read_object(target / file_name, MergeError)
+            if dropped := _drop_unknown_roles(values, known_texts):
+                write_json(target / file_name, values)
+                note(f"{file_name}: names no more what is no token: {', '.join(dropped)}")
+
+
+def _text(token: object) -> object:
+    """The text of a token that stands by itself or with its flags."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _drop_unknown_roles(values: JsonObject, known: JsonView) -> list[str]:
+    """Take special tokens that are no tokens out of a tokenizer's settings, and give their keys:
+    loading would add them again, with ids beyond the model's rows."""
+    dropped_keys: list[str] = []
+    for key, value in values.items():
+        if key.endswith("_token") and isinstance(text := _text(value), str) and text not in known:
+            values[key] = None
+            dropped_keys.append(key)
+        elif key in ("additional_special_tokens", "extra_special_tokens") and value:
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            kept = {name: token for name, token in items if _text(token) in known}
+            if len(kept) < len(value):
+                values[key] = kept if isinstance(value, dict) else list(kept.values())
+                dropped_keys.append(key)
+    return dropped_keys
+
+
+def _check_united(owner_folder: Path, target: Path) -> None:
+    """Load what was written, and look for tokens that were moved or came in, without a row."""
+    try:
+        loaded_ids = load_tokenizer(target).get_vocab()
+    except ToolkitError as error:
+        try:
+            load_tokenizer(owner_folder)
+        except ToolkitError:
+            return  # a tokenizer that does not load by itself, as of code of its own
+        raise MergeError(
+            f"{owner_folder}: its tokenizer does not load any more with other tokens ({error}); "
+            "take the tokenizer of another model."
+        ) from error
+    if wrong := sorted(loaded_ids.items() ^ read_tokens(target).ids.items()):
+        raise MergeError(
+            f"{owner_folder}: its tokenizer cannot be extended or cut, as {wrong[0][0]!r} (id "
+            f"{wrong[0][1]}) is lost or added when it is loaded again; take the tokenizer of "
+            "another model."
+        )
 
 
 def _template(config: MergeConfig, models: Models) -> str | None:

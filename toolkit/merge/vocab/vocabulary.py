@@ -54,10 +54,15 @@ class Vocabulary:
     tokenizer: JsonView | None
     models: Models
 
+    @property
+    def num_kept(self) -> int:
+        """Ids from 0 on that are those of the owner's tokens."""
+        return self.num_tokens - len(self.new)
+
     def describe(self) -> list[str]:
         """What happens, in lines of words and figures."""
         lines = [
-            f"vocabulary of {self.owner}: {self.num_tokens - len(self.new)} tokens, "
+            f"vocabulary of {self.owner}: {self.num_kept} tokens, "
             f"{len(self.new)} added, {self.num_rows} embedding rows"
         ]
         for donor in dict.fromkeys(token.donor for token in self.new):
@@ -111,8 +116,8 @@ def plan_with_vocabulary(
     return plan_merge(config, seen.shapes, seen.config, seen.file), seen, vocabulary
 
 
-def truncate_embeddings(config: MergeConfig, models: Models) -> Models:
-    """The models with no more embedding rows than the smallest of them has.
+def truncate_embeddings(config: MergeConfig, models: Models) -> tuple[Models, int]:
+    """The models with no more embedding rows than the smallest of them has, and how many.
 
     For models whose rows mean the same tokens, and of which some are padded further: what mergekit
     does with `--unsafe-truncate-embeddings`.
@@ -136,10 +141,53 @@ def truncate_embeddings(config: MergeConfig, models: Models) -> Models:
             models.config(name),
             old_rows=own_embeddings.num_rows,
             num_rows=num_rows,
+            num_kept=num_rows,
             is_untied=own_embeddings.lacks(remapped),
             owner=None,
         )
-    return models.seen_as(checkpoints, configs)
+    return models.seen_as(checkpoints, configs), num_rows
+
+
+def seen_as_merged(config: MergeConfig, models: Models) -> Models:
+    """The models of a merge that was run: of different rows in one vocabulary, no plan would take
+    them, so they were merged with their embeddings cut."""
+    if tokenizer_source(config) is not None:
+        return models
+    try:
+        rows = {Embeddings(name, models.checkpoint(name)).num_rows for name in config.model_names()}
+    except MergeError:
+        return models  # a model without embeddings that are known as such
+    return truncate_embeddings(config, models)[0] if len(rows) > 1 else models
+
+
+def refuse_cut_tokens(config: MergeConfig, models: Models, num_rows: int) -> None:
+    """Refuse to cut rows off whose tokens the merged tokenizer has.
+
+    Args:
+        config: which says whose tokenizer it is.
+        models: as they stand on disk.
+        num_rows: rows that are left.
+
+    Raises:
+        MergeError: names a token.
+    """
+    if tokenizer_source(config) is not None:
+        return  # tokens without rows are left out, and that is said
+    leader = config.leader()
+    folder = models.token_folder(leader)
+    try:
+        # Those beyond its own rows are its own fault, and not lost here.
+        own_rows = Embeddings(leader, models.checkpoint(leader)).num_rows
+        leader_tokens = read_tokens(folder).within(own_rows)
+    except MergeError:
+        return  # there is none to be copied
+    if cut_tokens := leader_tokens.within(num_rows).beyond:
+        raise MergeError(
+            f"{folder}: its tokenizer has {len(cut_tokens)} tokens beyond the {num_rows} rows that "
+            f"--truncate-embeddings leaves (such as {cut_tokens[0]!r}); set tokenizer_source: base "
+            "to leave them out of the merged tokenizer, or union to keep them with their rows, and "
+            "leave --truncate-embeddings out."
+        )
 
 
 class _VocabularyPlanner:
@@ -222,7 +270,7 @@ class _VocabularyPlanner:
             },
             num_zero=num_zero,
             tokenizer=united,
-            models=self._seen(row_maps, num_rows),
+            models=self._seen(row_maps, num_rows, num_tokens - len(new_tokens)),
         )
 
     def _check(self, name: str) -> None:
@@ -350,7 +398,7 @@ class _VocabularyPlanner:
             )
         return self.donors.index(model), token_id
 
-    def _seen(self, maps: Mapping[str, RowMap], num_rows: int) -> Models:
+    def _seen(self, maps: Mapping[str, RowMap], num_rows: int, num_kept: int) -> Models:
         donor_embeddings = [self.embeddings[name] for name in self.donors]
         checkpoints, configs = {}, {}
         for number, model_name in enumerate(self.names):
@@ -362,6 +410,7 @@ class _VocabularyPlanner:
                 self.models.config(model_name),
                 old_rows=self.embeddings[model_name].num_rows,
                 num_rows=num_rows,
+                num_kept=num_kept,
                 is_untied=model_name in checkpoints
                 and self.embeddings[model_name].lacks(checkpoints[model_name]),
                 owner=self._owner_config(model_name),
