@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -58,6 +59,17 @@ def test_indentation_stays_and_half_characters_go():
         ("credit_card", "card 4111 1111 1111 1111.", "card <CREDIT_CARD>."),
         ("credit_card", "sum 4111 1111 1111 1112.", None),
         ("ip_address", "from 10.0.0.7 or 2001:db8::1", "from <IP_ADDRESS> or <IP_ADDRESS>"),
+        ("credit_card", "4111 1111 1111 1111 12/27", "<CREDIT_CARD> 12/27"),
+        (
+            "credit_card",
+            "4111111111111111 123, 2 4111-1111-1111-1111",
+            "<CREDIT_CARD> 123, 2 <CREDIT_CARD>",
+        ),
+        ("credit_card", "on 12 3782 822463 10005 0927", "on 12 <CREDIT_CARD> 0927"),
+        ("credit_card", "rows 41111111111111112 and 4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 2", None),
+        ("iban", "BE68539007547034 EUR", "<IBAN> EUR"),
+        ("iban", "XY99 BE68 5390 0754 7034 PAID NOW", "XY99 <IBAN> PAID NOW"),
+        ("ip_address", "2001:db8::1: no route", "<IP_ADDRESS>: no route"),
         ("ip_address", "version 1.2.3.400, at 12:30", None),
         ("phone", "revenue of 1,234 567 in 2024-2025", None),
     ],
@@ -66,6 +78,30 @@ def test_personal_data(kind: str, text: str, scrubbed: str | None):
     counts: Counter[str] = Counter()
     assert scrub(text, [kind], counts) == (scrubbed or text)
     assert bool(counts) == (scrubbed is not None)
+
+
+def test_conversations_are_scrubbed_text_by_text():
+    messages = [
+        {"role": "user", "content": 'Mail jo@example.org or\n(555) 123-4567 of "us", please.'},
+        {"role": "assistant", "content": "4111111111111111", "thinking": "is jo@example.org"},
+    ]
+    text = "\n".join(message["content"] for message in messages)
+    document = Document("s/1", "s", "g", text, json.dumps(messages))
+    counts: Counter[str] = Counter()
+    section = CleaningSection.model_validate(
+        {"min_words": 2, "pii": ["email", "phone", "credit_card"]}
+    )
+    (cleaned,), _, _ = clean_documents([document], section, counts)
+    assert json.loads(cleaned.messages or "") == [
+        {"role": "user", "content": 'Mail <EMAIL> or\n<PHONE> of "us", please.'},
+        {"role": "assistant", "content": "<CREDIT_CARD>", "thinking": "is <EMAIL>"},
+    ]
+    assert cleaned.text == 'Mail <EMAIL> or\n<PHONE> of "us", please.\n<CREDIT_CARD>'
+    assert counts["pii: email"] == 2
+
+
+def test_page_and_line_breaks_part_words():
+    assert clean_text("one\x0ctwo\x0bthree\x1ffour\x00!") == "one\ntwo\nthree\nfour!"
 
 
 def test_scrubbing_is_opt_in_and_counted():

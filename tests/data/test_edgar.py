@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,14 @@ from pydantic import ValidationError
 
 from tests.helpers.corpora import run, write_corpus
 from tests.helpers.corpora import section as corpus_section
-from tests.helpers.edgar_server import Archive, Submission, made_up_archive, serve_archive
+from tests.helpers.edgar_server import (
+    Archive,
+    Company,
+    Submission,
+    filing_page,
+    made_up_archive,
+    serve_archive,
+)
 from toolkit.data import edgar_archive
 from toolkit.data.config import DataSection, EdgarSection, SourceSection
 from toolkit.data.edgar import (
@@ -110,6 +118,15 @@ def test_an_industry(archive: Archive):
     found = find_filings(section(sic=5331))
     assert [f.company for f in found] == ["AIR", "AIR", "ON"]
     assert {f.company for f in find_filings(section(sic=5331, max_companies=1))} == {"AIR"}
+
+
+def test_an_industrys_companies_are_those_of_any_of_the_forms(archive: Archive):
+    for company in archive.companies:
+        company.sic = 100
+    foreign = Submission("0000000888-23-000001", "20-F", "2023-03-01", "f.htm", filing_page(5))
+    archive.companies.append(Company(888, ("FOR",), [foreign], sic=100))
+    found = find_filings(section(sic=100, forms=["10-K", "20-F"]))
+    assert [f.company for f in found] == ["AIR", "AIR", "ON", "FOR"]
 
 
 def test_a_list_pins_filings(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -254,6 +271,20 @@ def test_a_damaged_list_names_its_line(tmp_path: Path):
         read_filing_list(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_filing_list(tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize(
+    "strange", [{"accession": "/etc/cron.d"}, {"accession": "a/../../b"}, {"number": " 1"}]
+)
+def test_a_strangers_list_leads_nowhere_else(tmp_path: Path, strange: dict[str, str]):
+    row = {
+        "company": "A", "number": "0000000001", "accession": "0000000001-23-000001",
+        "form": "10-K", "filed": "2023-01-01", "period": "", "document": "a.htm", "num_bytes": 1,
+    }  # fmt: skip
+    path = tmp_path / "filings.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | strange), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"filings.jsonl:2: leads out of the archive"):
+        read_filing_list(path)
 
 
 def test_a_run_writes_the_list_that_pins_its_filings(

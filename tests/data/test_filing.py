@@ -53,3 +53,27 @@ def test_sections_open_at_items():
 def test_an_empty_page_is_an_error():
     with pytest.raises(DataError, match="holds no text"):
         page_text(b"<html><body><div style='display:none'>x</div></body></html>", "x.html")
+
+
+def test_nested_tables_are_read_once():
+    inner = "<table><tr><td>inner</td><td>7</td></tr></table>"
+    text = page_text(f"<table><tr><td>before{inner}after</td></tr></table>".encode(), "x.html")
+    assert text.split() == ["before", "inner", "|", "7", "after"]
+    assert "Caption" in page_text(b"<table><caption>Caption<tr><td>1</table>", "x.html")
+
+
+def test_what_is_not_shown_is_not_read_in_tables_either():
+    page = (
+        "<table><tr style='display: none'><td>secret</td></tr>"
+        "<tr><td>shown<script>let code</script><style>p {}</style></td><td>2</td></tr></table>"
+    )
+    assert page_text(page.encode(), "x.html") == "shown | 2"
+
+
+def test_deep_pages_are_read_or_refused():
+    def nested(depth: int) -> bytes:
+        return b"<div>" * depth + b"deep" + b"</div>" * depth
+
+    assert page_text(nested(300), "x.html") == "deep"
+    with pytest.raises(DataError, match="nested too deeply"):
+        page_text(nested(1500), "x.html")

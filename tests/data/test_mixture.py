@@ -101,3 +101,25 @@ def test_stages_take_their_shares_of_tokens():
 def test_a_stage_that_names_no_source_is_refused():
     with pytest.raises(ValueError, match="there is no source 'c'"):
         section(stages=[{"name": "one", "tokens": 10, "mixture": {"c": 1}}])
+
+
+def test_a_general_source_without_weight_has_what_the_others_leave():
+    sources = {
+        "a": {"role": "domain", "files": ["a"]},
+        "web": {"role": "general", "files": ["w"], "weight": 0.5},
+        "news": {"role": "general", "files": ["n"]},
+    }
+    blocks = {"a": 60, "web": 100, "news": 100}
+    counts = plain_counts(section(sources=sources), blocks, {"a": 600, "web": 1000, "news": 1000})
+    assert counts == {"a": 60, "web": 10, "news": 10}
+    # All that there is would do, but not of the one source.
+    with pytest.raises(DataError, match="100 of them from web, which holds 20"):
+        plain_counts(section(sources=sources), blocks, {"a": 600, "web": 20, "news": 1000})
+    sources["web"]["weight"] = 1.0
+    with pytest.raises(ValueError, match="add up to 1; lower them"):
+        section(sources=sources)
+
+
+def test_names_of_sources_hold_no_slash():
+    with pytest.raises(ValueError, match="must hold no slash"):
+        section(sources={"a/b": {"role": "domain", "files": ["a"]}})

@@ -182,3 +182,29 @@ def test_a_file_that_takes_too_long_is_named(monkeypatch: pytest.MonkeyPatch):
         read_paged_apart(make_pdf([["text"]]), "slow.pdf", "pdf")
     limits["PAGED_SECONDS"] = 60
     assert read_paged_apart(make_pdf([["text of a page"]]), "a.pdf", "pdf").num_pages == 1
+
+
+def test_short_slides_and_chapters_keep_their_titles():
+    titles = [f"Revenue 202{n}" for n in range(4)]
+    (piece,) = read_paged(make_pptx([(title, "up 5 %") for title in titles]), "a", "pptx").pieces
+    assert piece.text.split("\n\n") == [part for title in titles for part in (title, "up 5 %")]
+    (piece,) = read_paged(make_pdf([[title] for title in titles]), "a.pdf", "pdf").pieces
+    assert piece.text.split("\n\n") == titles
+    (piece,) = read_paged(make_epub([f"{n}" for n in range(4)]), "a.epub", "epub").pieces
+    assert piece.text.split() == ["0", "1", "2", "3"]
+
+
+def test_line_breaks_of_slides_part_words():
+    (piece,) = read_paged(make_pptx([("one\vtwo", "x")]), "a.pptx", "pptx").pieces
+    assert piece.text.split("\n\n")[0] == "one two"
+
+
+def test_chapters_with_escaped_and_relative_names():
+    plain = make_epub(["A chapter of words."])
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(plain)) as book, zipfile.ZipFile(out, "w") as changed:
+        for name in book.namelist():
+            data = book.read(name).replace(b"href='1.xhtml'", b"href='../text/a%20b.xhtml'")
+            changed.writestr("text/a b.xhtml" if name == "book/1.xhtml" else name, data)
+    (piece,) = read_paged(out.getvalue(), "a.epub", "epub").pieces
+    assert piece.text == "A chapter of words."

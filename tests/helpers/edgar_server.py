@@ -94,7 +94,12 @@ class Archive:
         return None
 
     def _feed(self, query: dict[str, list[str]]) -> bytes:
-        numbers = [c.number for c in self.companies if c.sic == int(query["SIC"][0])]
+        numbers = [
+            company.number
+            for company in self.companies
+            if query["SIC"][0] == f"{company.sic:04d}"
+            and any(s.form.startswith(query["type"][0]) for s in company.recent + company.older)
+        ]
         start, count = int(query["start"][0]), int(query["count"][0])
         entries = "".join(
             f"<entry><content type='text/xml'><company-info><cik>{number:010d}</cik>"

@@ -38,6 +38,15 @@ def test_an_endpoint_is_asked_with_its_key(endpoint: Endpoint):
     assert endpoint.keys[1] is None
 
 
+def test_a_proxy_never_sees_what_goes_to_this_machine(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert writer_of(endpoint, key_variable="WRITER_KEY").ask("who?") == "answer to who?"
+
+
 @pytest.mark.parametrize(
     ("status", "body", "message", "tries"),
     [

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.config import CleaningSection
+from toolkit.data.config import CleaningSection, Pii
 from toolkit.data.pii import scrub
 from toolkit.data.sources import Document
 from toolkit.data.words import (
@@ -23,8 +25,9 @@ from toolkit.data.words import (
     word_codes,
 )
 
-# All but tab and line feed.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b\ufeff]")
+# All but tab and line feed; those that part words or pages become line ends.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f\u200b\ufeff]")
+_BREAKS = re.compile(r"[\x0b\x0c\x1c-\x1f]")
 # JSON can hold half of a pair, which no encoder takes.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SPACES = re.compile(r"[ \t\u00a0]+")
@@ -50,7 +53,7 @@ def clean_text(text: str, collapse_spaces: bool = True) -> str:
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.replace("\n", "").isprintable():  # cheaper than the search, and mostly so
-        text = _CONTROL.sub("", text)
+        text = _CONTROL.sub("", _BREAKS.sub("\n", text))
     if _is_untidy(text):
         text = "\n".join(
             _tidy(line) if collapse_spaces else line.rstrip() for line in text.split("\n")
@@ -78,7 +81,8 @@ def clean_documents(
 ) -> tuple[list[Document], NDArray[np.uint32], I64]:
     """Clean a batch of documents and leave out what is too short, too long or repeats itself.
 
-    Conversations are measured but not changed: their template gives spaces a meaning.
+    Conversations are measured and, but for personal data, not changed: their template gives spaces
+    a meaning.
 
     Args:
         documents: documents as read.
@@ -124,11 +128,25 @@ def _clean_fields(
         )
     else:
         document_text = clean_text(document_text, section.collapse_spaces)
-    if section.pii:
+    if section.pii and messages:
+        # String by string: as JSON a line break is two signs, and a number no text.
+        scrubbed_messages = _scrub_strings(json.loads(messages), section.pii, counts)
+        messages = json.dumps(scrubbed_messages, ensure_ascii=False)
+        document_text = "\n".join(message["content"] for message in scrubbed_messages)
+    elif section.pii:
         document_text = scrub(document_text, section.pii, counts)
-        # The messages hold the same words, which are counted once.
-        messages = scrub(messages, section.pii, Counter()) if messages else messages
     return document_text, messages
+
+
+def _scrub_strings(value: Any, kinds: Sequence[Pii], counts: Counter[str]) -> Any:
+    """A value of JSON with all its strings scrubbed, those of lists and objects too."""
+    if isinstance(value, str):
+        return scrub(value, kinds, counts)
+    if isinstance(value, list):
+        return [_scrub_strings(part, kinds, counts) for part in value]
+    if isinstance(value, dict):
+        return {key: _scrub_strings(part, kinds, counts) for key, part in value.items()}
+    return value
 
 
 def _reason_to_leave_out(text: str, section: CleaningSection) -> str | None:

@@ -236,7 +236,7 @@ class SourceSection(Section):
 
     weight: Annotated[float, Field(gt=0.0)] | None = None
     """Domain: how often its text is seen for each time the others' is. General: its fraction of the
-    replay beside other general sources; by default they share by size."""
+    replay beside other general sources; those without one share by size what is left."""
 
     tokens: PositiveInt | None = None
     """How many training tokens it is known to hold, for a source that is not on this machine: the
@@ -465,6 +465,11 @@ class DataSection(Section):
     def _roles(self) -> Self:
         if "domain" not in self.roles:
             raise ValueError("sources: none has role domain, so there is nothing to learn")
+        for name in self.sources:
+            # Ids of documents are SOURCE/PLACE, and lists are files of the source's name.
+            if not name or "/" in name:
+                raise ValueError(f"sources: a name must hold no slash (got {name!r}); rename it")
+        self._check_weights()
         for name, source in self.sources.items():
             parent = source.written_from
             if parent is None:
@@ -482,6 +487,16 @@ class DataSection(Section):
                         f"sources: {', '.join(self.sources)}"
                     )
         return self
+
+    def _check_weights(self) -> None:
+        weights = [source.weight for source in self.sources.values() if source.role == "general"]
+        total_weight = sum(weight for weight in weights if weight is not None)
+        if None in weights and total_weight >= 1.0 and not self.stages:
+            raise ValueError(
+                "sources: general sources without a weight share what the weights of the others "
+                f"leave of the replay, and these add up to {total_weight:g}; lower them, or give "
+                "every general source one"
+            )
 
 
 def depends_on_seed(section: DataSection) -> bool:

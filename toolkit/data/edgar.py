@@ -6,6 +6,7 @@ that a run writes (`data/filings/`), and a recipe that names such a list gets ex
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 from toolkit.data.config import EdgarSection
@@ -33,6 +35,7 @@ from toolkit.stage import hash_bytes, write_atomically
 _LISTED_PER_PAGE = 100
 _MOST_COMPANIES = 10_000
 _LISTS_HOLD = timedelta(days=1)
+_ACCESSION = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True)
@@ -221,12 +224,22 @@ def _company_number(given: str, numbers: Mapping[str, str]) -> str:
 
 
 def _companies_of_industry(archive: EdgarArchive, source: EdgarSection) -> list[str]:
-    """Numbers of the companies of an industry, in the archive's order."""
+    """Numbers of the companies of an industry that filed any of the forms, in the archive's order,
+    form by form."""
+    numbers_by_form = (_companies_of_form(archive, source, form) for form in source.forms)
+    company_numbers = list(dict.fromkeys(itertools.chain.from_iterable(numbers_by_form)))
+    if not company_numbers:
+        raise ConfigError(f"edgar.sic: the archive lists no company of industry {source.sic}.")
+    return company_numbers[: source.max_companies]
+
+
+def _companies_of_form(archive: EdgarArchive, source: EdgarSection, form: str) -> list[str]:
     company_numbers: list[str] = []
     while len(company_numbers) < (source.max_companies or _MOST_COMPANIES):
+        # The archive's codes have four digits: agriculture is 0100.
         feed_page = archive.read_bytes(
-            f"{archive.site}/cgi-bin/browse-edgar?action=getcompany&SIC={source.sic}"
-            f"&type={source.forms[0]}&owner=include&count={_LISTED_PER_PAGE}"
+            f"{archive.site}/cgi-bin/browse-edgar?action=getcompany&SIC={source.sic:04d}"
+            f"&type={quote(form)}&owner=include&count={_LISTED_PER_PAGE}"
             f"&start={len(company_numbers)}&output=atom"
         )
         found_numbers = _numbers_in_feed(feed_page)
@@ -235,9 +248,7 @@ def _companies_of_industry(archive: EdgarArchive, source: EdgarSection) -> list[
         # A page that brings nothing new ends the list too: some mirrors repeat their last page.
         if len(found_numbers) < _LISTED_PER_PAGE or not new:
             break
-    if not company_numbers:
-        raise ConfigError(f"edgar.sic: the archive lists no company of industry {source.sic}.")
-    return company_numbers[: source.max_companies]
+    return company_numbers
 
 
 def _numbers_in_feed(page: bytes) -> list[str]:
@@ -392,11 +403,12 @@ def read_filing_list(path: Path) -> list[Filing]:
             int(filing.number)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{line_place}: is no filing ({first_line(error)}).") from error
-        path_parts = (filing.number, filing.accession, filing.document, filing.company)
-        if not all(
+        # These become a path below the cache; a list is a stranger's file.
+        is_inside = _ACCESSION.fullmatch(str(filing.accession)) and str(filing.number).isdecimal()
+        path_parts = (filing.accession, filing.number, filing.document, filing.company)
+        if not is_inside or not all(
             isinstance(part, str) and ".." not in part and "\0" not in part for part in path_parts
         ):
-            # These become a path below the cache; a list is a stranger's file.
             raise ConfigError(f"{line_place}: leads out of the archive ({filing.key}).")
         filings.append(filing)
     if not filings:

@@ -19,6 +19,7 @@ MIN_SECTION_WORDS = 200
 """A bold heading opens a new section only after this many words, so that no section is a stub."""
 
 _BLOCK_TAGS = {"div", "p", "li", "ul", "ol", "h1", "h2", "h3", "h4", "h5", "h6", "center", "body"}
+_TABLE_TAGS = {"table", "caption", "thead", "tbody", "tfoot", "tr", "td", "th"}
 _SKIPPED_TAGS = {"ix:header", "head", "script", "style", "title"}
 _EDGE_BLOCKS = 3  # how deep into a page, from either end, running heads are looked for
 _REPEATS = 3  # on how many pages a line must stand to be a running head
@@ -64,21 +65,33 @@ def filing_sections(page: bytes, name: str) -> Iterator[tuple[str, str]]:
     yield from _sections(_clean_blocks(page, name))
 
 
-def page_text(page: bytes, name: str) -> str:
+def page_text(page: bytes, name: str, *, has_pages: bool = True) -> str:
     """The readable text of any HTML page, whole, by the same rules.
+
+    Args:
+        page: the HTML file.
+        name: where it comes from, for messages.
+        has_pages: whether running heads and page numbers are looked for.
 
     Raises:
         DataError: no text is left.
     """
-    return join_blocks(_clean_blocks(page, name))
+    return join_blocks(_clean_blocks(page, name, has_pages=has_pages))
 
 
-def _clean_blocks(page: bytes, name: str) -> list[TextBlock]:
+def _clean_blocks(page: bytes, name: str, *, has_pages: bool = True) -> list[TextBlock]:
     try:
-        root = html.document_fromstring(page)
+        # Without `huge_tree` what is nested more than 256 deep is left out without a word.
+        root = html.document_fromstring(page, parser=html.HTMLParser(huge_tree=True))
+        flat_blocks = list(_blocks(root))
     except (etree.ParserError, ValueError) as error:
         raise DataError(f"{name}: cannot be read as HTML ({error}).") from error
-    text_blocks = join_across_pages(drop_furniture(list(_blocks(root))))
+    except RecursionError as error:
+        raise DataError(
+            f"{name}: its HTML is nested too deeply to be read; convert it to text, for instance "
+            "with pandoc."
+        ) from error
+    text_blocks = join_across_pages(drop_furniture(flat_blocks) if has_pages else flat_blocks)
     if not text_blocks:
         raise DataError(f"{name}: holds no text once hidden parts and page furniture are gone.")
     return text_blocks
@@ -97,20 +110,20 @@ def _blocks(root: html.HtmlElement) -> Iterator[TextBlock]:
 
     def walk(element: html.HtmlElement, bold: bool) -> Iterator[TextBlock]:
         tag = element.tag
-        if not isinstance(tag, str) or tag in _SKIPPED_TAGS:  # comments have no string tag
+        if _is_hidden(element):
             return
-        style = (element.get("style") or "").replace(" ", "").lower()
-        if "display:none" in style:
-            return
+        style = _style(element)
         # A weight of its own, normal too, overrules what the elements around it say.
         if "font-weight:" in style:
             bold = "font-weight:700" in style or "font-weight:bold" in style
         bold = bold or tag in {"b", "strong"}
-        if tag == "table":
+        # A row that holds a table is there for the layout: its cells are read like a page.
+        if tag == "tr" and element.find(".//table") is None:
             yield from flush()
-            yield from _rows(element)
+            if row := _read_row(element):
+                yield TextBlock(row, is_row=True)
         else:
-            is_block = tag in _BLOCK_TAGS
+            is_block = tag in _BLOCK_TAGS or tag in _TABLE_TAGS
             if is_block:
                 yield from flush()
             if tag == "br":
@@ -129,17 +142,24 @@ def _blocks(root: html.HtmlElement) -> Iterator[TextBlock]:
     yield from flush()
 
 
-def _rows(table: html.HtmlElement) -> Iterator[TextBlock]:
-    for row in table.iter("tr"):
-        row_cells = [squeeze(_visible_text(cell)) for cell in row if cell.tag in {"td", "th"}]
-        row_text = _row_text([cell for cell in row_cells if cell])
-        if row_text:
-            yield TextBlock(row_text, is_row=True)
+def _style(element: html.HtmlElement) -> str:
+    return (element.get("style") or "").replace(" ", "").lower()
+
+
+def _is_hidden(element: html.HtmlElement) -> bool:
+    """Whether nothing of it is shown; comments have no string for a tag."""
+    if not isinstance(element.tag, str) or element.tag in _SKIPPED_TAGS:
+        return True
+    return "display:none" in _style(element)
+
+
+def _read_row(row: html.HtmlElement) -> str:
+    cells = [squeeze(_visible_text(cell)) for cell in row if cell.tag in {"td", "th"}]
+    return _row_text([cell for cell in cells if cell])
 
 
 def _visible_text(element: html.HtmlElement) -> str:
-    style = (element.get("style") or "").replace(" ", "").lower()
-    if not isinstance(element.tag, str) or "display:none" in style:
+    if _is_hidden(element):
         return ""
     if element.tag == "br":
         return " "

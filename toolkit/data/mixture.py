@@ -132,7 +132,7 @@ def plain_counts(
         targets: number of targets of each source.
 
     Raises:
-        DataError: general text would have to be repeated too often.
+        DataError: the text of a general source would have to be repeated too often.
     """
     counts: dict[str, int] = {}
     domain_tokens = 0.0
@@ -142,24 +142,44 @@ def plain_counts(
             domain_tokens += counts[name] * targets[name] / blocks[name]
     # The share of replay is one of all tokens, the domain's included.
     replay_tokens = domain_tokens * section.replay_fraction / (1.0 - section.replay_fraction)
-    weights = {
-        name: float(source.weight or targets[name])
-        for name, source in section.sources.items()
-        if source.role == "general" and blocks.get(name)
-    }
-    for name, weight in weights.items():
-        source_tokens = replay_tokens * weight / sum(weights.values())
+    general_shares = _general_shares(section, targets)
+    for name, share in general_shares.items():
+        source_tokens = replay_tokens * share
         counts[name] = round(source_tokens * blocks[name] / targets[name])
-    available_tokens = sum(targets[name] for name in weights)
-    # What fits just so must not be refused because blocks are whole.
-    if replay_tokens > 0 and available_tokens * section.max_repeats < replay_tokens * 0.999:
+        # What fits just so must not be refused because blocks are whole.
+        if targets[name] * section.max_repeats < source_tokens * 0.999:
+            raise DataError(
+                f"data.replay_fraction: {section.replay_fraction} of the training tokens needs "
+                f"{replay_tokens:,.0f} tokens of general text, {source_tokens:,.0f} of them from "
+                f"{name}, which holds {targets[name]:,}, to be repeated {section.max_repeats:g} "
+                "times at most; add general text, lower the fraction or the source's weight, or "
+                "raise data.max_repeats."
+            )
+    if replay_tokens > 0 and not general_shares:
         raise DataError(
             f"data.replay_fraction: {section.replay_fraction} of the training tokens needs "
-            f"{replay_tokens:,.0f} tokens of general text, but the sources hold "
-            f"{available_tokens:,}, to be repeated {section.max_repeats:g} times at most; add a "
-            "general source, lower the share, or raise data.max_repeats."
+            f"{replay_tokens:,.0f} tokens of general text, but no general source has training "
+            "text; add some, or set it to 0."
         )
     return {name: count for name, count in counts.items() if count}
+
+
+def _general_shares(section: DataSection, targets: dict[str, int]) -> dict[str, float]:
+    """The fraction of the replay that is of each general source with text: its weight; those
+    without one share by size what the others' weights leave (`DataSection` sees that they do)."""
+    general = {
+        name: source.weight
+        for name, source in section.sources.items()
+        if source.role == "general" and targets.get(name)
+    }
+    total_weight = sum(weight for weight in general.values() if weight is not None)
+    rest_tokens = sum(targets[name] for name, weight in general.items() if weight is None)
+    if not rest_tokens:
+        return {name: (weight or 0.0) / total_weight for name, weight in general.items()}
+    return {
+        name: targets[name] * (1.0 - total_weight) / rest_tokens if weight is None else weight
+        for name, weight in general.items()
+    }
 
 
 def stage_counts(

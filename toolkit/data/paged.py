@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import posixpath
 import re
 import statistics
 import zipfile
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from toolkit.data.filing import (
     TextBlock,
@@ -97,10 +99,24 @@ def read_paged(data: bytes, name: str, kind: str) -> PagedText:
         blocks += [replace(block, page=number) for block in page]
         blocks.append(TextBlock("", ends_page=True))
     empty = sum(sum(len(block.text.split()) for block in page) < _MIN_PAGE_WORDS for page in pages)
-    kept = drop_furniture(blocks)
-    # Only where pages were laid out does a sentence go on from one to the next.
-    kept = join_across_pages(kept) if kind == "pdf" else [b for b in kept if not b.ends_page]
+    if kind == "pdf":
+        kept = join_across_pages(_without_furniture(blocks))
+    else:
+        # Slides and chapters have titles that are alike, and no running heads; only where pages
+        # were laid out does a sentence go on from one to the next.
+        kept = [block for block in blocks if not block.ends_page]
     return PagedText(tuple(_pieces(kept)), len(pages), empty)
+
+
+def _without_furniture(blocks: list[TextBlock]) -> list[TextBlock]:
+    """A page that is all furniture, such as a slide of few lines, keeps its words."""
+    kept_ids = {id(block) for block in drop_furniture(blocks)}
+    pages_with_text = {block.page for block in blocks if block.text and id(block) in kept_ids}
+    return [
+        block
+        for block in blocks
+        if id(block) in kept_ids or (block.page not in pages_with_text and not block.text.isdigit())
+    ]
 
 
 def _pieces(blocks: Iterable[TextBlock]) -> Iterator[PagedPiece]:
@@ -219,13 +235,19 @@ def _read_docx(data: bytes, name: str) -> Iterator[list[TextBlock]]:
 def _read_pptx(data: bytes, name: str) -> Iterator[list[TextBlock]]:
     """A page per slide: its shapes from top to bottom, then the speaker's notes."""
     import pptx
+    from pptx.enum.shapes import PP_PLACEHOLDER
+
+    on_every_slide = (PP_PLACEHOLDER.DATE, PP_PLACEHOLDER.FOOTER, PP_PLACEHOLDER.SLIDE_NUMBER)
 
     def texts(shapes: Iterable[Any]) -> Iterator[TextBlock]:
         # A slide lists its shapes as they were drawn, the last on top, not as they are read.
         for shape in sorted(shapes, key=lambda shape: (shape.top or 0, shape.left or 0)):
+            if shape.is_placeholder and shape.placeholder_format.type in on_every_slide:
+                continue
             if shape.has_text_frame:
                 for paragraph in shape.text_frame.paragraphs:
-                    yield TextBlock(squeeze("".join(run.text for run in paragraph.runs)))
+                    # The paragraph's own text has its line breaks and fields too, its runs not.
+                    yield TextBlock(squeeze(paragraph.text))
             elif getattr(shape, "has_table", False):
                 for row in shape.table.rows:
                     cells = [squeeze(cell.text) for cell in row.cells]
@@ -263,9 +285,12 @@ def _read_epub(data: bytes, name: str) -> Iterator[list[TextBlock]]:
             }
             for item in package.iterfind("{*}spine/{*}itemref"):
                 item_path = paths_by_id.get(str(item.get("idref")), "").partition("#")[0]
-                chapter_path = (PurePosixPath(package_path).parent / item_path).as_posix()
+                folder = PurePosixPath(package_path).parent
+                chapter_path = posixpath.normpath((folder / unquote(item_path)).as_posix())
                 try:
-                    text = page_text(archive.read(chapter_path), f"{name}: {chapter_path}")
+                    text = page_text(
+                        archive.read(chapter_path), f"{name}: {chapter_path}", has_pages=False
+                    )
                 except DataError:  # a cover without text
                     text = ""
                 yield [TextBlock(part) for part in text.split("\n\n") if part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +25,14 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
         r"|(?<![\w.,-])\+\d{1,3}(?:[ .-]?\d{2,4}){2,5}(?![\w-])"
     ),
 }
+
+
+# A match of the pattern above as a whole, however it is grouped; within one, only what is grouped
+# as cards are: a tenth of all rows of digits pass their check by chance.
+_CARD_GROUPS = re.compile(
+    r"(?<![\d.,-])(?:\d{13,19}|\d{4}(?:[ -]\d{4}){2}(?:[ -]\d{4})?[ -]\d{1,4}"
+    r"|\d{4}[ -]\d{6}[ -]\d{4,5})(?!\d)"
+)
 
 
 def _luhn(text: str) -> bool:
@@ -56,6 +65,37 @@ def _ip(text: str) -> bool:
 _CHECKS: dict[str, Callable[[str], bool]] = {"credit_card": _luhn, "iban": _iban, "ip_address": _ip}
 
 
+def _replace_real(
+    text: str,
+    pattern: re.Pattern[str],
+    is_real: Callable[[str], bool],
+    placeholder: str,
+    tries_parts: bool = True,
+) -> tuple[str, int]:
+    """Replace what matches a pattern and is real, and say how often.
+
+    A match is the longest there is, so a word or number behind may be taken into it: where it is
+    not real, each of its ends at a word's end is tried, then what begins within it.
+    """
+    pieces: list[str] = []
+    kept_from = place = 0
+    while match := pattern.search(text, place):
+        start = match.start()
+        shorter_ends = (
+            end
+            for end in range(match.end() - 1, start if tries_parts else match.end(), -1)
+            if not text[end - 1 : end + 1].isalnum() and pattern.fullmatch(text, start, end)
+        )
+        ends = itertools.chain([match.end()], shorter_ends)
+        end = next((end for end in ends if is_real(text[start:end])), None)
+        if end is None:
+            place = start + 1 if tries_parts else match.end()
+            continue
+        pieces += [text[kept_from:start], placeholder]
+        kept_from = place = end
+    return "".join([*pieces, text[kept_from:]]), len(pieces) // 2
+
+
 def scrub(text: str, kinds: Sequence[str], counts: Counter[str]) -> str:
     """Replace personal data by placeholders.
 
@@ -70,15 +110,17 @@ def scrub(text: str, kinds: Sequence[str], counts: Counter[str]) -> str:
     # In the patterns' order and not the caller's: accounts and cards hold what looks like a phone
     # number.
     for kind in [name for name in _PATTERNS if name in kinds]:
-        is_real = _CHECKS.get(kind)
-
-        def replace(
-            match: re.Match[str], kind: str = kind, is_real: Callable[[str], bool] | None = is_real
-        ) -> str:
-            if is_real is not None and not is_real(match.group()):
-                return match.group()
-            counts[f"pii: {kind}"] += 1
-            return f"<{kind.upper()}>"
-
-        text = _PATTERNS[kind].sub(replace, text)
+        placeholder, is_real = f"<{kind.upper()}>", _CHECKS.get(kind)
+        if is_real is None:
+            text, num_replaced = _PATTERNS[kind].subn(placeholder, text)
+        else:
+            tries_parts = kind != "credit_card"
+            text, num_replaced = _replace_real(
+                text, _PATTERNS[kind], is_real, placeholder, tries_parts=tries_parts
+            )
+        if kind == "credit_card":
+            text, num_grouped = _replace_real(text, _CARD_GROUPS, _luhn, placeholder)
+            num_replaced += num_grouped
+        if num_replaced:
+            counts[f"pii: {kind}"] += num_replaced
     return text

@@ -108,7 +108,7 @@ class Writer:
         # A timeout of sockets is one for each read: an answer that trickles in needs a deadline,
         # too.
         deadline = time.monotonic() + section.timeout_seconds
-        opener = urllib.request.build_opener(_NoRedirect)
+        opener = urllib.request.build_opener(_NoRedirect, *_proxies(section.endpoint))
         try:
             with opener.open(request, timeout=section.timeout_seconds) as response:
                 return _read_until(response, deadline)
@@ -175,6 +175,13 @@ class Writer:
 
     def _refuse(self, what: str) -> NoReturn:
         raise EvaluationError(f"{self._key}: {self._section.endpoint} {what}.") from None
+
+
+def _proxies(endpoint: str | None) -> list[urllib.request.ProxyHandler]:
+    """A handler that asks no proxy, where the endpoint is this machine: the environment's would be
+    another machine, and would read the key."""
+    is_here = urlsplit(endpoint or "").hostname in _THIS_MACHINE
+    return [urllib.request.ProxyHandler({})] if is_here else []
 
 
 class _AskAgainError(Exception):
