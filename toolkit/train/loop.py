@@ -84,9 +84,7 @@ def train(
         steps = steps[: continuation.num_steps]
     saved_step = from_first(latest_step(work))
     if (saved_step or 0) < len(steps):  # else it only finishes
-        # The probe packs two documents into a block, so none is longer than half of the shortest.
-        longest = min(stage.sequence_length for stage in blocks.stages) // 2
-        settle_packing(setup.loss_module, setup.plain_loss, longest, setup.accelerator)
+        _probe_packing(setup, blocks)
     rotary = RotaryByStage(plain_model(setup.model), blocks.stages, section.stages)
     state = load_train_state(work, saved_step, setup, continuation)
     state.repeat_raises(blocks, general_sources)
@@ -94,8 +92,7 @@ def train(
     schedule = RunSchedule(section, steps, blocks.stages, given_rates)
     checkpoints = Checkpoints(work, setup, len(steps))
     with (
-        # Where parameters are shared out, the process was set to give freed memory back: see
-        # `heap`.
+        # Where parameters are shared out, freed memory is given back: see `heap`.
         keep_freed_memory() if fill is None else contextlib.nullcontext(),
         record_steps(setup, state, blocks.stages, len(steps), seed=seed, work=work) as recorder,
     ):
@@ -127,6 +124,12 @@ def train(
         if setup.plain_loss.fused:
             unfuse(plain_model(model))
         return recorder.summarize(state, used_step)
+
+
+def _probe_packing(setup: TrainingSetup, blocks: Blocks) -> None:
+    # The probe packs two documents into a block, so none is longer than half of the shortest.
+    longest = min(stage.sequence_length for stage in blocks.stages) // 2
+    settle_packing(setup.loss_module, setup.plain_loss, longest, setup.accelerator)
 
 
 def optimizer_step(
