@@ -101,6 +101,7 @@ test: $(DEV_STAMP)
 docs: $(DEV_STAMP)
 	@$(VENV)/bin/python docs/tools/reference.py
 	@$(VENV)/bin/python docs/tools/architecture.py
+	@$(VENV)/bin/python docs/tools/cluster.py
 	@$(VENV)/bin/python docs/tools/pictures.py
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --clean
 	@echo "site/index.html"

@@ -343,7 +343,7 @@ def test_figures_come_from_runs(page: Path):
     assert not unknown, f"{page.name}: not in dev/LOG.md: {', '.join(unknown)}"
 
 
-@pytest.mark.parametrize("name", ["reference.py", "architecture.py"])
+@pytest.mark.parametrize("name", ["reference.py", "architecture.py", "cluster.py"])
 def test_generated_pages_are_up_to_date(name: str):
     script = ROOT / "docs" / "tools" / name
     done = subprocess.run(

@@ -33,6 +33,7 @@ from toolkit.train.self_distillation import CONVERSATIONS, save_conversations
 ROOT = Path(__file__).parent.parent.parent
 
 _SCRIPT = """
+import contextlib
 import json
 import os
 import signal
@@ -46,7 +47,7 @@ from accelerate.utils import DistributedType
 from toolkit.checkpoint import sharded_state
 from toolkit.checkpoint.training_state import latest_step
 from toolkit.stage import Stage
-from toolkit.train import run, schedule, setup
+from toolkit.train import loop, run, schedule, setup
 from toolkit.train.config import TrainSection
 from toolkit.train.processes import is_first, num_processes, start_processes
 from toolkit.train.run import run_train
@@ -84,6 +85,14 @@ def killed_in_save(path, parts):
         os.kill(os.getpid(), signal.SIGKILL)
     return write_file(path, parts)
 
+@contextlib.contextmanager
+def exchanging(accelerator, module, *, waits):
+    with exchange(accelerator, module, waits=waits):
+        yield
+    if kind in ("fsdp", "hsdp"):  # each has its part of the sum, and no whole gradients wait
+        assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+
+exchange, loop.exchanging = loop.exchanging, exchanging
 write_file = sharded_state._write_file
 if killed == "in save":
     sharded_state._write_file = killed_in_save

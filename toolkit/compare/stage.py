@@ -160,8 +160,33 @@ def ensure_comparison(
     _refuse_other_general(made)
     # Everything is made. What follows is scored in one stage, whose inputs are the very models.
     evaluate = _settle_evaluation(run, comparison, made)
+    stage = _stage_of(run, comparison, made, evaluate)
+
+    def act() -> None:
+        with stage.running() as work:
+            results = run_comparison(run, comparison, made, evaluate, stage)
+            write_json(work / FIGURES, results.model_dump(mode="json"))
+            write_page(results, work / PAGE)
+            # They let a killed comparison go on; results hold figures alone, and the cache every
+            # loss.
+            scores = tuple(path.name for path in work.glob("scores-*.json"))
+            way_names = [way.name for way in comparison.ways]
+            stage.finish({"seeds": num_seeds, "ways": way_names}, drop=scores)
+
+    folder = run.ensure(stage, "comparison", act)
+    show_comparison(read_comparison(folder), folder)
+    return folder
+
+
+def _stage_of(
+    run: Run,
+    comparison: Comparison,
+    made: Sequence[Sequence[MadeWay]],
+    evaluate: EvaluateSection,
+) -> Stage:
+    """The stage of a comparison: what is scored, of which models, on which documents."""
     data = made[0][0].inputs.data
-    stage = run.stage(
+    return run.stage(
         f"{_PART}/{comparison.name}",
         {
             "ways": comparison.section.model_dump(mode="json"),
@@ -185,21 +210,6 @@ def ensure_comparison(
             },
         },
     )
-
-    def act() -> None:
-        with stage.running() as work:
-            results = run_comparison(run, comparison, made, evaluate, stage)
-            write_json(work / FIGURES, results.model_dump(mode="json"))
-            write_page(results, work / PAGE)
-            # They let a killed comparison go on; results hold figures alone, and the cache every
-            # loss.
-            scores = tuple(path.name for path in work.glob("scores-*.json"))
-            way_names = [way.name for way in comparison.ways]
-            stage.finish({"seeds": num_seeds, "ways": way_names}, drop=scores)
-
-    folder = run.ensure(stage, "comparison", act)
-    show_comparison(read_comparison(folder), folder)
-    return folder
 
 
 def read_comparison(folder: Path) -> ComparisonResults:

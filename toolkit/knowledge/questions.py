@@ -143,15 +143,7 @@ def run_questions(
                         )
                         write_json(path, [_row(one, set_name, section) for one in asked])
                     num_before = kept_by_document.total()
-                    for row in load_json(path):
-                        document = row["document"]
-                        if row["outcome"] == KEPT:
-                            # The last chunk may bring more than are asked for.
-                            if kept_by_document.total() >= section.num_questions:
-                                row["outcome"] = "not needed"
-                            else:
-                                kept_by_document[document] += 1
-                        asked_rows.append(row)
+                    asked_rows += _count_kept(load_json(path), kept_by_document, section)
                     advance(kept_by_document.total() - num_before, "")
             if asked_rows:
                 counts[set_name] = _count(asked_rows)
@@ -165,6 +157,21 @@ def run_questions(
         }
         parts = tuple(path.name for path in work.glob("part-*"))
         stage.finish(results, drop=parts)
+
+
+def _count_kept(
+    rows: list[dict[str, Any]], kept_by_document: Counter[str], section: QuestionsSection
+) -> list[dict[str, Any]]:
+    """Rows of a chunk, counted by document where they are kept; those beyond what is asked for,
+    which the last chunk may bring, are marked."""
+    for row in rows:
+        if row["outcome"] != KEPT:
+            continue
+        if kept_by_document.total() >= section.num_questions:
+            row["outcome"] = "not needed"
+        else:
+            kept_by_document[row["document"]] += 1
+    return rows
 
 
 def read_documents_of(

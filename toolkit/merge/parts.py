@@ -140,10 +140,8 @@ def run_merge_part(
         CheckpointError: a model cannot be read, or the disk is full.
     """
     place = out.resolve()
-    work, note = (
-        place.with_name(f".{place.name}.parts"),
-        place.with_name(f".{place.name}.parts.json"),
-    )
+    work = place.with_name(f".{place.name}.parts")
+    note = place.with_name(f".{place.name}.parts.json")
     if not note.exists():
         refuse_taken(out)
     check_device(device)
@@ -177,20 +175,32 @@ def run_merge_part(
         refuse_overflow=True,
         rounding=StochasticRounding(seed, "") if config.rounding == "stochastic" else None,
     )
-    own_files = [file for file in part.files(list(shards)) if not (work / file).exists()]
+    missing_files = [file for file in part.files(list(shards)) if not (work / file).exists()]
+    if missing_files:
+        _write_files(merge, {file: shards[file] for file in missing_files}, work, settings, advance)
+    return _finish(merge, work, out, part, shards, tuple(missing_files))
+
+
+def _write_files(
+    merge: PreparedMerge,
+    shards: Mapping[str, Sequence[PlannedTensor]],
+    work: Path,
+    settings: ComputeSettings,
+    advance: Callable[[float, str], None] | None,
+) -> None:
+    """Write some of the files, each under its name only once it is whole."""
     # Methods that trim over whole models read all of them, in every part.
-    plan = with_thresholds(merge.plan, merge.models, settings.workers) if own_files else merge.plan
-    tasks = {task.name: task for task in plan.tasks}
-    for file in own_files:
-        with _lock_file(work, file, out) as folder:
-            # Another process may have finished it between the look above and the lock.
-            if (work / file).exists():
+    plan = with_thresholds(merge.plan, merge.models, settings.workers)
+    tasks_by_name = {task.name: task for task in plan.tasks}
+    for file_name, shard_tensors in shards.items():
+        with _lock_file(work, file_name) as folder:
+            # Another process may have finished it between the look before and the lock.
+            if (work / file_name).exists():
                 continue
-            with ShardWriter(folder, shards[file]) as writer:
-                own_tasks = [tasks[tensor.name] for tensor in shards[file]]
+            with ShardWriter(folder, shard_tensors) as writer:
+                own_tasks = [tasks_by_name[tensor.name] for tensor in shard_tensors]
                 merge_tensors(merge, own_tasks, writer, settings, advance=advance)
-            _settle_file(folder / "model.safetensors", work / file)
-    return _finish(merge, work, out, part, shards, tuple(own_files))
+            _settle_file(folder / "model.safetensors", work / file_name)
 
 
 def _fingerprint(models: Models, name: str) -> str:
@@ -244,17 +254,17 @@ def _read_identity(path: Path) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def _lock_file(work: Path, file: str, out: Path) -> Iterator[Path]:
+def _lock_file(work: Path, file_name: str) -> Iterator[Path]:
     """An empty folder in which this process alone writes a file; gone afterwards.
 
     Raises:
         MergeError: another process writes the same file.
     """
-    folder = work / f"writing-{Path(file).stem}"
+    folder = work / f"writing-{Path(file_name).stem}"
     folder.mkdir(exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        lock_alone(descriptor, out / file, "writing it", MergeError)
+        lock_alone(descriptor, work / file_name, "writing it", MergeError)
         for leftover_path in folder.iterdir():  # by a process that was killed
             leftover_path.unlink()
         yield folder

@@ -26,7 +26,7 @@ from toolkit.train.layout import IGNORED
 from toolkit.train.monitor import ForgettingMonitor, ScoreRoles
 from toolkit.train.packing_probe import settle_packing
 from toolkit.train.precision import settle_precision
-from toolkit.train.processes import from_first
+from toolkit.train.processes import exchanging, from_first
 from toolkit.train.rotary import RotaryByStage
 from toolkit.train.schedule import RunSchedule
 from toolkit.train.self_distillation import SelfDistillation
@@ -84,9 +84,7 @@ def train(
         steps = steps[: continuation.num_steps]
     saved_step = from_first(latest_step(work))
     if (saved_step or 0) < len(steps):  # else it only finishes
-        # The probe packs two documents into a block, so none is longer than half of the shortest.
-        longest = min(stage.sequence_length for stage in blocks.stages) // 2
-        settle_packing(setup.loss_module, setup.plain_loss, longest, setup.accelerator)
+        _probe_packing(setup, blocks)
     rotary = RotaryByStage(plain_model(setup.model), blocks.stages, section.stages)
     state = load_train_state(work, saved_step, setup, continuation)
     state.repeat_raises(blocks, general_sources)
@@ -94,8 +92,7 @@ def train(
     schedule = RunSchedule(section, steps, blocks.stages, given_rates)
     checkpoints = Checkpoints(work, setup, len(steps))
     with (
-        # Where parameters are shared out, the process was set to give freed memory back: see
-        # `heap`.
+        # Where parameters are shared out, freed memory is given back: see `heap`.
         keep_freed_memory() if fill is None else contextlib.nullcontext(),
         record_steps(setup, state, blocks.stages, len(steps), seed=seed, work=work) as recorder,
     ):
@@ -127,6 +124,12 @@ def train(
         if setup.plain_loss.fused:
             unfuse(plain_model(model))
         return recorder.summarize(state, used_step)
+
+
+def _probe_packing(setup: TrainingSetup, blocks: Blocks) -> None:
+    # The probe packs two documents into a block, so none is longer than half of the shortest.
+    longest = min(stage.sequence_length for stage in blocks.stages) // 2
+    settle_packing(setup.loss_module, setup.plain_loss, longest, setup.accelerator)
 
 
 def optimizer_step(
@@ -199,9 +202,8 @@ def _accumulate_gradients(setup: TrainingSetup, batch: Batch, num_targets: int) 
     for number, rows in enumerate(micro_batches, start=1):
         tensors = _to_device(batch, rows, accelerator.device)
         # Processes exchange gradients once a step, not once a micro-batch.
-        is_last = number == len(micro_batches)
-        exchange = contextlib.nullcontext() if is_last else accelerator.no_sync(loss_module)
-        with exchange, accelerator.autocast():
+        waits = number < len(micro_batches)
+        with exchanging(accelerator, loss_module, waits=waits), accelerator.autocast():
             loss = loss_module(*tensors)
             accelerator.backward(loss * scale)
         loss_sum += loss.detach()
@@ -221,7 +223,7 @@ def _accumulate_divergence(
         for array in (row.input_ids, row.labels, row.segments)
     )
     teacher = row.teacher.to(accelerator.device)
-    with accelerator.no_sync(loss_module), accelerator.autocast():
+    with exchanging(accelerator, loss_module, waits=True), accelerator.autocast():
         total = loss_module(*tensors, teacher=teacher, reverse=distillation.reverse)
         share = total / max(1, row.num_targets)
         # DDP averages over processes, hence their number as a factor.

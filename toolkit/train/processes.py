@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from toolkit.errors import ConfigError, ToolkitError
@@ -54,6 +56,29 @@ def add_up_in_float32(accelerator: Any) -> None:
     accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16, reduce_dtype=torch.float32
     )
+
+
+@contextlib.contextmanager
+def exchanging(accelerator: Any, module: Any, *, waits: bool) -> Iterator[None]:
+    """A backward pass whose gradients are exchanged, or wait for the step's last pass.
+
+    Where processes share out the parameters (FSDP2), each keeps its part of the sum alone: the
+    gradients of every pass are summed within the group that shares them, and only replicas of such
+    groups wait. To wait with all would hold whole gradients of the model in every process, which is
+    the memory that sharing them out is to spare.
+    """
+    if not waits:
+        yield
+        return
+    if not accelerator.is_fsdp2:
+        with accelerator.no_sync(module):
+            yield
+        return
+    module.set_requires_all_reduce(False)
+    try:
+        yield
+    finally:
+        module.set_requires_all_reduce(True)
 
 
 def refuse_parallelism() -> None:
