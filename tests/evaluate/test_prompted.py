@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from transformers import (
 
 from toolkit.evaluate import head, prompted
 from toolkit.evaluate.head import can_pad
-from toolkit.evaluate.prompted import Prompted, can_share, score_continuations
+from toolkit.evaluate.likelihood import windows
+from toolkit.evaluate.prompted import Prompted, can_share, longest_input, score_continuations
 
 
 def alone(model: torch.nn.Module, prompt: list[int], tokens: list[int]) -> float:
@@ -132,3 +134,16 @@ def test_memory_that_ran_out_says_nothing_of_an_architecture(
         patch.setattr(place, "final_hidden", fail)
         assert not probe(model)
     assert probe(model)
+
+
+@pytest.mark.parametrize(("said", "meant"), [(-1, None), (0, None), (None, None), (512, 512)])
+def test_a_model_without_a_limit_is_read_whole(said: int | None, meant: int | None):
+    """XLNet says -1; windows of that length would never end."""
+    config = SimpleNamespace(max_position_embeddings=said)
+    config.get_text_config = lambda: config
+    assert longest_input(SimpleNamespace(config=config)) == meant
+
+
+def test_windows_that_would_not_end_are_refused():
+    with pytest.raises(ValueError, match="windows of -1 tokens"):
+        windows([1, 2, 3], -1, 1)

@@ -13,6 +13,15 @@ _USUAL = 24
 _REPEATED_FROM = 5
 
 
+def most_positions(config: Any) -> int | None:
+    """Tokens that a model can look at together, where its configuration says.
+
+    Models without a limit say none, or say -1 (XLNet).
+    """
+    num_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return num_positions if num_positions is not None and num_positions > 0 else None
+
+
 def probe_documents(model: Any, longest: int) -> tuple[Tensor, Tensor]:
     """Two documents of random tokens, the same in every process.
 
@@ -29,7 +38,7 @@ def probe_documents(model: Any, longest: int) -> tuple[Tensor, Tensor]:
         Tokens of each, `[T]` int64, on the CPU; the second is up to 5 tokens shorter.
     """
     config = model.config.get_text_config()
-    num_positions = getattr(config, "max_position_embeddings", None)
+    num_positions = most_positions(config)
     longest = max(6, min(longest, num_positions // 2 if num_positions else longest))
     reach_values = [
         value

@@ -117,6 +117,8 @@ def windows(tokens: Sequence[int], length: int, context: int) -> list[tuple[list
     >>> windows([9, 1, 2, 3, 4, 5, 6], 3, 1)
     [([9, 1, 2], [1, 2, 3]), ([3, 4, 5], [4, 5, 6])]
     """
+    if length < context:  # no window would reach a token that is not scored yet, and none the end
+        raise ValueError(f"windows of {length} tokens that look back at {context}")
     token_windows: list[tuple[list[int], list[int]]] = []
     num_scored = 1
     while num_scored < len(tokens):

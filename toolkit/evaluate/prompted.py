@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from toolkit.checkpoint.forward import agrees
-from toolkit.checkpoint.probe_documents import probe_documents
+from toolkit.checkpoint.probe_documents import most_positions, probe_documents
 from toolkit.evaluate.head import can_pad, final_hidden, find_once, picked_and_greedy
 from toolkit.evaluate.likelihood import windows
 
@@ -120,7 +120,7 @@ def _pass_tokens(model: Any, batch_tokens: int) -> int:
 
 def longest_input(model: Any) -> int | None:
     """Tokens that a model can look at together, where its configuration says."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return most_positions(model.config)
 
 
 def _fits(item: Prompted, longest: int | None) -> bool:

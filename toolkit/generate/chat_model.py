@@ -10,6 +10,7 @@ from typing import Any
 from toolkit.bounded import bounded_template
 from toolkit.checkpoint.load import load_causal_model, merge_adapter, scoring_dtype
 from toolkit.checkpoint.models import Models
+from toolkit.checkpoint.probe_documents import most_positions
 from toolkit.checkpoint.references import find_folder, parse_reference
 from toolkit.errors import CheckpointError
 from toolkit.library_errors import reading
@@ -40,7 +41,7 @@ class Speaker:
     @property
     def most_tokens(self) -> int:
         """How many tokens the model can look at together."""
-        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 20)
+        return most_positions(self.model.config) or 1 << 20
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a chat that the model is to answer; without a template, of the last text."""

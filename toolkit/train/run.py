@@ -13,6 +13,7 @@ from torch import Tensor
 from toolkit.checkpoint.folder import save_model, stored_dtype
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.checkpoint.open import open_checkpoint
+from toolkit.checkpoint.probe_documents import most_positions
 from toolkit.checkpoint.sharded_load import EmptyModel, empty_causal_model, sharded_fault
 from toolkit.checkpoint.sharded_save import ModelWriter
 from toolkit.checkpoint.side_files import copy_side_files
@@ -356,12 +357,12 @@ def _refuse_misfits(model: Any, blocks: Blocks, data: Path, section: TrainSectio
             f"{data}: holds token {blocks.largest_token}, but the model's vocabulary has "
             f"{num_embeddings}; its tokenizer and weights do not belong together."
         )
-    own_limit = getattr(model.config, "max_position_embeddings", None)
+    own_limit = most_positions(model.config)
     rotary_settings = rotary_by_stage(blocks.stages, section.stages)
     for stage, rotary in zip(blocks.stages, rotary_settings, strict=True):
-        most_positions = rotary.max_position_embeddings or own_limit
-        if most_positions is not None and stage.sequence_length > most_positions:
+        limit = rotary.max_position_embeddings or own_limit
+        if limit is not None and stage.sequence_length > limit:
             raise ConfigError(
-                f"data.sequence_length: must be at most {most_positions}, the positions that the "
+                f"data.sequence_length: must be at most {limit}, the positions that the "
                 f"model has (got {stage.sequence_length})."
             )
