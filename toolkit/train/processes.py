@@ -25,6 +25,7 @@ def is_first() -> bool:
 
 def start_processes() -> None:
     """Let the processes find each other; the first may then work for long while they wait."""
+    import atexit
     from datetime import timedelta
 
     from accelerate import PartialState
@@ -35,6 +36,17 @@ def start_processes() -> None:
             f"WORLD_SIZE is {num_processes()}, but {processes_found} processes found each other; "
             "start them with `accelerate launch` or torchrun."
         )
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    """End gloo's threads before Python ends, which may otherwise abort the process: a launcher then
+    takes a run that is complete for one that failed. NCCL is left alone, as leaving it waits for
+    what other processes have not answered."""
+    from torch import distributed
+
+    if distributed.is_initialized() and distributed.get_backend() == "gloo":
+        distributed.destroy_process_group()
 
 
 def on_cpu() -> bool:
