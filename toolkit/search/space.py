@@ -40,7 +40,7 @@ UNIFORM_MEAN = "uniform mean"
 RESERVED = (GENERAL, SPECIALIST, SPECIALISTS, "merge")
 """Names that no further model and no specialist may have."""
 
-ONE_SPECIALIST = (SPECIALIST,)
+ONE_SPECIALIST: tuple[str, ...] = (SPECIALIST,)
 """The specialists of a recipe that has one."""
 
 SIMPLEX = "simplex"
