@@ -59,6 +59,18 @@ def texts(name: str, role: EvaluationRole, seed: int, count: int = 6) -> Evaluat
     return items
 
 
+def objective_of(sets: list[EvaluationSet]) -> Objective:
+    return Objective(
+        sets,
+        weights={},
+        tolerances={},
+        tolerance=0.05,
+        confidence=0.95,
+        race=RaceSection(enabled=False),
+        seed=1,
+    )
+
+
 def test_a_part_of_a_set_is_learned_from_by_its_own_items(tmp_path: Path, make_model: Any):
     model = load_causal_model(make_model(tmp_path / "m"), torch.float32)
     items = texts("law", "domain", 0)
@@ -132,15 +144,7 @@ def test_what_is_learned_trades_better_than_the_plain_mean(
     two_models: tuple[Path, Path], live: LiveMerge, tmp_path: Path
 ):
     sets = [texts("filings", "domain", 1), texts("news", "general", 2)]
-    objective = Objective(
-        sets,
-        weights={},
-        tolerances={},
-        tolerance=0.05,
-        confidence=0.95,
-        race=RaceSection(enabled=False),
-        seed=1,
-    )
+    objective = objective_of(sets)
     section = LearnedSection(steps=12, learning_rate=0.1)
     candidate, figures = learn_profile(objective, live, loaded(two_models), section, torch.float32)
     assert float(figures["value_at_end"]) < float(figures["value_at_start"])
@@ -157,15 +161,7 @@ def test_tokens_of_what_is_worth_nothing_are_not_counted(
     two_models: tuple[Path, Path], live: LiveMerge, monkeypatch: pytest.MonkeyPatch
 ):
     sets = [texts("filings", "domain", 1), texts("news", "general", 2)]
-    objective = Objective(
-        sets,
-        weights={},
-        tolerances={},
-        tolerance=0.05,
-        confidence=0.95,
-        race=RaceSection(enabled=False),
-        seed=1,
-    )
+    objective = objective_of(sets)
     counted = []
     for weights in ({"filings": 1.0, "news": 0.0}, {"filings": 1.0}):
         trade = FigureTrade(weights, {items.name: items for items in sets})

@@ -110,11 +110,12 @@ def _checked(repository: str) -> str:
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented
 
     from toolkit.errors import ConfigError
+    from toolkit.library_errors import first_line
 
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise ConfigError(f"--repo {repository}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"--repo {repository}: {first_line(error)}") from None
     if repository.count("/") != 1:
         raise ConfigError(f"--repo {repository}: must be org/name.")
     return repository

@@ -16,6 +16,7 @@ from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import TORCH_NAMES, has_array, is_float
 from toolkit.checkpoint.write import tensor_bytes
 from toolkit.errors import MergeError
+from toolkit.library_errors import first_line
 from toolkit.merge.kernels.compiled import KernelError
 from toolkit.merge.kernels.fast import Kernel, find_kernel, forgo_kernel
 from toolkit.merge.kernels.job import Job, JobMemory
@@ -71,10 +72,9 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        first = str(error).strip().splitlines()[0]
         raise MergeError(
-            f"device {device}: torch cannot compute there ({first}); leave --device out to merge "
-            "on the CPU."
+            f"device {device}: torch cannot compute there ({first_line(error)}); leave "
+            "--device out to merge on the CPU."
         ) from error
 
 

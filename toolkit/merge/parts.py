@@ -31,15 +31,14 @@ from toolkit.checkpoint.write import (
 from toolkit.errors import CheckpointError, ConfigError, MergeError
 from toolkit.merge.compute import ComputeSettings, check_device
 from toolkit.merge.config import MergeConfig
-from toolkit.merge.kernels.workers import WorkerThreads
 from toolkit.merge.registry import all_methods
-from toolkit.merge.rounding import StochasticRounding
 from toolkit.merge.thresholds import with_thresholds
 from toolkit.merge.to_disk import (
     PreparedMerge,
     merge_tensors,
     planned_tensors,
     prepare_merge,
+    settings_on_disk,
     to_yaml,
     write_side_files,
 )
@@ -167,14 +166,7 @@ def run_merge_part(
         refuse_taken(out)
     work.mkdir(parents=True, exist_ok=True)
     _settle_identity(work, out, identity)
-    settings = ComputeSettings(
-        seed,
-        WorkerThreads(num_threads),
-        device,
-        allow_non_finite,
-        refuse_overflow=True,
-        rounding=StochasticRounding(seed, "") if config.rounding == "stochastic" else None,
-    )
+    settings = settings_on_disk(config, seed, num_threads, device, allow_non_finite)
     missing_files = [file for file in part.files(list(shards)) if not (work / file).exists()]
     if missing_files:
         _write_files(merge, {file: shards[file] for file in missing_files}, work, settings, advance)

@@ -101,15 +101,7 @@ def run_merge(
         with appearing(out) as work:
             return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
     prepared = prepare_merge(config, models, truncate_embeddings=truncate_embeddings)
-    settings = ComputeSettings(
-        seed,
-        WorkerThreads(num_threads),
-        device,
-        allow_non_finite,
-        refuse_overflow=True,
-        rounding=StochasticRounding(seed, step) if config.rounding == "stochastic" else None,
-        step=step,
-    )
+    settings = settings_on_disk(config, seed, num_threads, device, allow_non_finite, step)
     sums = None
     if tell_achieved is not None:
         sums = AchievedSums(prepared.plan, prepared.models, sampled=True)
@@ -120,6 +112,26 @@ def run_merge(
     if tell_achieved is not None and sums is not None and (achieved := sums.result()) is not None:
         tell_achieved(replace(achieved, step=step))
     return prepared.plan
+
+
+def settings_on_disk(
+    config: MergeConfig,
+    seed: int,
+    num_threads: int | None,
+    device: str,
+    allow_non_finite: bool,
+    step: str = "",
+) -> ComputeSettings:
+    """How a merge to disk computes, whether one process writes all of it or a part."""
+    return ComputeSettings(
+        seed,
+        WorkerThreads(num_threads),
+        device,
+        allow_non_finite,
+        refuse_overflow=True,
+        rounding=StochasticRounding(seed, step) if config.rounding == "stochastic" else None,
+        step=step,
+    )
 
 
 def achieved_by(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from toolkit.checkpoint.forward import without_cache
 from toolkit.errors import ConfigError
+from toolkit.library_errors import first_line
 from toolkit.train.balance import (
     balance_coefficient,
     balancing_loss,
@@ -248,9 +249,9 @@ def choose_attention(model: Any, wanted: str, device: str, precision: str) -> No
     try:
         model.set_attn_implementation(wanted)
     except (ImportError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"train.attn_implementation: {wanted} cannot be used here ({first_line}); give auto."
+            f"train.attn_implementation: {wanted} cannot be used here ({first_line(error)}); "
+            "give auto."
         ) from error
 
 

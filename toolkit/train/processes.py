@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from toolkit.errors import ConfigError, ToolkitError
+from toolkit.library_errors import first_line
 
 Shared = TypeVar("Shared")
 
@@ -111,7 +112,7 @@ def refuse_parallelism() -> None:
         # Made without arguments it reads the launcher's variables, as `Accelerator` does later.
         sizes = ParallelismConfig()
     except ValueError as error:
-        raise ConfigError(f"parallelism_config: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"parallelism_config: {first_line(error)}") from error
     for name, words in (("tp", "tensor"), ("cp", "context"), ("sp", "sequence")):
         size = getattr(sizes, f"{name}_size")
         if size > 1:

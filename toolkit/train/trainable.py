@@ -15,6 +15,7 @@ from toolkit.checkpoint.sharded_load import put_in_place
 from toolkit.checkpoint.wrappers import wrapper_of
 from toolkit.data.split import stable_unit
 from toolkit.errors import ConfigError, sentence_end
+from toolkit.library_errors import first_line
 from toolkit.limits import refuse_beyond_memory
 from toolkit.train.config import BlockExpansionSection, LoraSection, TrainSection
 
@@ -129,7 +130,7 @@ def _with_adapters(model: Any, section: LoraSection, seed: int) -> Any:
             torch.manual_seed(int(stable_unit(seed, "adapters") * 2**53))
             return get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigError(f"train.lora.target_modules: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"train.lora.target_modules: {first_line(error)}") from error
 
 
 @contextmanager
